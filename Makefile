@@ -1,0 +1,51 @@
+# make serve   install and run the registry with the example of examples/guide
+# make test    install everything and pass every test
+# make check   format, lint and types; part of make test
+# make bench   measure (minutes); figures belong into docs/performance.md
+# make .venv   install only
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# How many tests run side by side.
+JOBS ?= 4
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format bench fuzz clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV): $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml requirements/run.txt requirements/build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kamado needs Python 3.11 or newer; name one with make PYTHON=...")'
+	@echo "Installing Kamado into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/build.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements/dev.txt
+	@echo "Installing what the tests need into $(VENV) (a C compiler builds the test client, a minute or two) ..."
+	@$(PIP) install --require-hashes --no-build-isolation -r requirements/dev.txt
+	@touch $@
+
+serve: $(VENV)/installed
+	@$(BIN)/kamado serve --config examples/guide/kamado.toml
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,294 @@
+"""What the core asks of storage, and what storage may rely on.
+
+The rules live above this line, the SQL below it. Three doors lead through:
+
+* `Store.write` runs a use case in **one** transaction: durable when it returns, without a trace when it raises.
+* `Store.read` runs reads on one consistent snapshot.
+* `Store.lookups` are the point reads of the adapters' hot path, each a single statement.
+
+A use case is a coroutine function that awaits nothing but methods of the `Transaction` it is handed: an engine that
+runs in a thread of its own (SQLite) drives it there without an event loop, and groups what waits at the same moment
+into one commit; an engine with an asynchronous driver (PostgreSQL) awaits it. A use case may be run again from its
+start (serialisation failure), so it must not change anything outside its transaction.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple, Protocol, TypeVar
+
+from kamado.credentials import Credential
+from kamado.devices import Device
+from kamado.tenants import Tenant
+
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "CredentialRow",
+    "Identity",
+    "Lookups",
+    "RegistrationRow",
+    "Store",
+    "StoredCredentials",
+    "StoredDevice",
+    "StoredTenant",
+    "TenantRow",
+    "Transaction",
+    "Work",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTenant:
+    """A tenant as the database holds it."""
+
+    tenant_id: str
+    version: str
+    created: datetime
+    updated: datetime | None = None
+    tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDevice:
+    """A device registration as the database holds it; `status` on the wire is made of these fields."""
+
+    tenant_id: str
+    device_id: str
+    version: str
+    created: datetime
+    updated: datetime | None = None
+    auto_provisioned: bool = False
+    notification_sent: bool = False
+    device: Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCredentials:
+    """A device's credentials set, in the order of its last update; empty for a device that never got any."""
+
+    tenant_id: str
+    device_id: str
+    version: str
+    credentials: tuple[Credential, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who may log in over AMQP: an entry of the registry's own database.
+
+    `authorities` has the form of a token's claims (`r:<address>` -> letters, `o:<address>:<operation>` -> `E`;
+    authentication 2.5), `password_hash` is bcrypt and `None` for mechanism EXTERNAL.
+    """
+
+    name: str
+    mechanism: str
+    password_hash: str | None
+    authorities: dict[str, str]
+    created: datetime
+
+
+class ChangeKind(StrEnum):
+    """What a change was made to."""
+
+    TENANT = "tenant"
+    DEVICE = "device"
+    CREDENTIALS = "credentials"
+    IDENTITY = "identity"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Who changed what, from which version to which: told to the transaction that makes the change.
+
+    `before is None` means created, `after is None` means deleted.
+    """
+
+    principal: str
+    kind: ChangeKind
+    tenant_id: str | None
+    """`None` for identities."""
+    resource_id: str
+    """Tenant id, device id (also for credentials) or name of the identity."""
+    before: str | None
+    after: str | None
+
+
+class Transaction(Protocol):
+    """One transaction. Its methods may be awaited in order only, never side by side.
+
+    After a `Conflict` or `Unavailable` the transaction is lost: let the error pass.
+    """
+
+    async def find_tenant(self, tenant_id: str) -> StoredTenant | None:
+        """Find a tenant by its id (the alias does not count)."""
+
+    async def find_trust_anchor_clash(self, tenant_id: str, tenant: Tenant) -> str | None:
+        """Return the subject DN of a trust anchor that *another* tenant holds and this one may not have too.
+
+        Management 4.7: a DN may be shared only inside one trust anchor group; equality as in provisioning 7.6.
+        """
+
+    async def insert_tenant(self, stored: StoredTenant) -> None:
+        """Insert a tenant; purge what a deleted tenant of the same id left behind (management 8.3).
+
+        Raises:
+            Conflict: The id, the alias or a trust anchor's subject DN is taken; the text says which.
+        """
+
+    async def update_tenant(self, stored: StoredTenant) -> None:
+        """Replace a tenant that exists.
+
+        Raises:
+            Conflict: The alias or a trust anchor's subject DN is taken.
+        """
+
+    async def delete_tenant(self, tenant_id: str) -> None:
+        """Delete a tenant, its alias and its trust anchors; its devices stay, out of reach (management 8.3)."""
+
+    async def count_devices(self, tenant_id: str) -> int:
+        """Count the devices of a tenant, at a cost that does not grow with them."""
+
+    async def find_device(self, tenant_id: str, device_id: str) -> StoredDevice | None:
+        """Find a device, also a left-over of a deleted tenant."""
+
+    async def insert_device(self, stored: StoredDevice, credentials: StoredCredentials) -> None:
+        """Insert a device together with its credentials set, which may be empty.
+
+        Raises:
+            Conflict: The device id, or a pair of type and auth-id, is taken.
+        """
+
+    async def update_device(self, stored: StoredDevice) -> None:
+        """Replace a device that exists; its credentials stay as they are."""
+
+    async def delete_device(self, tenant_id: str, device_id: str) -> None:
+        """Delete a device and its credentials."""
+
+    async def find_credentials(self, tenant_id: str, device_id: str) -> StoredCredentials | None:
+        """Find the credentials set of a device; `None` only if there is no such device."""
+
+    async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
+        """Find the device id and the credential of a pair of type and auth-id."""
+
+    async def replace_credentials(self, stored: StoredCredentials) -> None:
+        """Replace the credentials set of a device that exists.
+
+        Raises:
+            Conflict: A pair of type and auth-id belongs to another device of the tenant.
+        """
+
+    async def find_identity(self, name: str) -> Identity | None:
+        """Find a login by its name."""
+
+    async def list_identities(self) -> list[Identity]:
+        """Return all logins, ordered by name."""
+
+    async def put_identity(self, identity: Identity) -> None:
+        """Insert a login or replace the one of that name."""
+
+    async def delete_identity(self, name: str) -> None:
+        """Delete a login."""
+
+    async def has_tenants(self) -> bool:
+        """Tell whether there is any tenant at all."""
+
+    async def record(self, change: Change) -> None:
+        """Tell of a change made in this transaction: the one place that audit and outbox entries come from."""
+
+
+class TenantRow(NamedTuple):
+    """A tenant for adapters. `version` proves that something derived from `document` is still true."""
+
+    tenant_id: str
+    version: str
+    document: str
+    """JSON text: the read representation (`tenants.tenant_document`)."""
+
+
+class RegistrationRow(NamedTuple):
+    """A device of an existing tenant, for adapters."""
+
+    device_id: str
+    document: str
+    """JSON text: the read representation without `status` (`devices.device_document`)."""
+
+
+class CredentialRow(NamedTuple):
+    """A credential of an existing tenant, for adapters."""
+
+    device_id: str
+    document: str
+    """JSON text: everything stored, confidential members included (`credentials.stored_document`)."""
+
+
+class Lookups(Protocol):
+    """The point reads behind what adapters ask; what a deleted tenant left behind is never found.
+
+    Each is one statement. An engine that can answer at once returns without suspending, so that a look-up can be
+    answered in the batch it arrived in.
+    """
+
+    async def find_tenant(self, tenant_id: str) -> TenantRow | None:
+        """Find a tenant by id or else by alias."""
+
+    async def find_tenants_by_anchor(self, canonical_key: str, subject_dn: str) -> Sequence[TenantRow]:
+        """Find the tenants with a trust anchor of that name: equal canonical key or equal text (provisioning 7.6).
+
+        Returns:
+            At most two, enough to know that the name is ambiguous.
+        """
+
+    async def find_registration(self, tenant_id: str, device_id: str) -> RegistrationRow | None:
+        """Find a device."""
+
+    async def find_group_members(self, tenant_id: str, groups: Sequence[str]) -> list[str]:
+        """Return the ids of all devices that are `memberOf` one of the groups, each once, ordered by id."""
+
+    async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
+        """Find a credential by its type and auth-id."""
+
+
+T = TypeVar("T")
+Work = Callable[[Transaction], Awaitable[T]]
+
+
+class Store(Protocol):
+    """The database of the registry."""
+
+    @property
+    def lookups(self) -> Lookups:
+        """The adapters' point reads."""
+
+    async def read(self, work: Work[T]) -> T:
+        """Run reads on one snapshot.
+
+        Raises:
+            Unavailable: The database cannot be read now.
+            RegistryError: Whatever `work` raises passes through.
+        """
+
+    async def write(self, work: Work[T]) -> T:
+        """Run a use case in one transaction.
+
+        A cancelled caller learns nothing: the transaction may or may not have been committed. A retry is safe as far
+        as the use case itself tells "done already" from "done now" (If-Match, unique ids).
+
+        Returns:
+            What `work` returned, once the commit is durable.
+
+        Raises:
+            Unavailable: The database cannot be written now (busy for too long, full, read only); nothing was changed.
+            RegistryError: Whatever `work` raises passes through; nothing was changed.
+        """
+
+    async def ping(self) -> None:
+        """Prove that the database answers (readiness).
+
+        Raises:
+            Unavailable: It does not.
+        """
+
+    async def close(self) -> None:
+        """Finish what was accepted, then release files and threads."""
