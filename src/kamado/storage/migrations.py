@@ -1,0 +1,135 @@
+"""Brings a database to the schema of this version: numbered files, each applied once, in one transaction.
+
+`schema/NNNN_name.sql` is for every dialect; `schema/NNNN_name.DIALECT.sql`, where the dialects must differ, takes its
+place. A released file is never edited. Knows no driver: a dialect hands in a `SchemaSession`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import Protocol
+
+from kamado.storage.sql import NewerSchema, Session, StorageError
+
+__all__ = ["Migration", "SchemaSession", "apply_migrations", "find_version", "load_migrations"]
+
+_FILE = re.compile(r"(?P<number>\d{4})_(?P<name>[a-z0-9_]+)(?:\.(?P<dialect>[a-z]+))?\.sql")
+_STATEMENT_END = re.compile(r";[ \t]*$", re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*--.*$", re.MULTILINE)
+
+CREATE_VERSIONS = """
+CREATE TABLE schema_version (
+    version INTEGER NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL,
+    applied TEXT NOT NULL
+)"""
+FIND_VERSION = "SELECT max(version) FROM schema_version"
+INSERT_VERSION = "INSERT INTO schema_version (version, name, applied) VALUES (?1, ?2, ?3)"
+
+
+class SchemaSession(Session, Protocol):
+    """A session that may change the schema."""
+
+    async def begin(self) -> None:
+        """Begin a transaction that only one process at a time can have."""
+
+    async def commit(self) -> None:
+        """Make it durable."""
+
+    async def rollback(self) -> None:
+        """Undo it."""
+
+    async def list_tables(self) -> Sequence[str]:
+        """Return the names of all tables there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of the schema."""
+
+    number: int
+    name: str
+    statements: tuple[str, ...]
+
+
+def load_migrations(dialect: str) -> tuple[Migration, ...]:
+    """Read the package's migrations for a dialect, in order."""
+    found: dict[int, tuple[str, bool, str]] = {}
+    for file in resources.files("kamado.storage").joinpath("schema").iterdir():
+        match = _FILE.fullmatch(file.name)
+        if match is None or match["dialect"] not in {None, dialect}:
+            continue
+        number, special = int(match["number"]), match["dialect"] is not None
+        if number not in found or special:
+            found[number] = match["name"], special, file.read_text(encoding="utf-8")
+    migrations = tuple(Migration(number, found[number][0], _split(found[number][2])) for number in sorted(found))
+    assert [migration.number for migration in migrations] == list(range(1, len(migrations) + 1)), "a number is missing"
+    return migrations
+
+
+def _split(text: str) -> tuple[str, ...]:
+    statements = (part.strip() for part in _STATEMENT_END.split(_COMMENT.sub("", text)))
+    return tuple(statement for statement in statements if statement)
+
+
+async def find_version(session: SchemaSession, database: str, migrations: Sequence[Migration]) -> int:
+    """Find the schema's version; 0 for an empty database.
+
+    Args:
+        session: The database.
+        database: What to call it in an error.
+        migrations: All that this version of Kamado knows.
+
+    Raises:
+        NewerSchema: The database is ahead of `migrations`.
+        StorageError: The database belongs to another program.
+    """
+    tables = await session.list_tables()
+    if not tables:
+        return 0
+    if "schema_version" not in tables or "tenants" not in tables:
+        raise StorageError(f"{database} holds tables of another program; name a file of its own for Kamado")
+    row = await session.one(FIND_VERSION)
+    version = 0 if row is None or row[0] is None else int(row[0])
+    if version > migrations[-1].number:
+        raise NewerSchema(
+            f"{database} has schema {version}, made by a later version of Kamado; this version knows schemas up to "
+            f"{migrations[-1].number} and leaves it untouched. Use the later version, or restore a backup"
+        )
+    return version
+
+
+async def apply_migrations(
+    session: SchemaSession, database: str, migrations: Sequence[Migration], now: datetime
+) -> tuple[Migration, ...]:
+    """Apply what is missing; safe while other processes do the same.
+
+    Returns:
+        What this call applied.
+
+    Raises:
+        NewerSchema: The database is ahead of `migrations`.
+        StorageError: The database belongs to another program.
+        Unavailable: The driver failed; what was not committed is undone.
+    """
+    applied = []
+    for migration in migrations:
+        await session.begin()
+        try:
+            # Read again under the lock: another process may have been here.
+            version = await find_version(session, database, migrations)
+            if version < migration.number:
+                assert version == migration.number - 1, "a migration was left out"
+                if version == 0:
+                    await session.run(CREATE_VERSIONS)
+                for statement in migration.statements:
+                    await session.run(statement)
+                await session.run(INSERT_VERSION, migration.number, migration.name, now.isoformat())
+                applied.append(migration)
+            await session.commit()
+        except BaseException:
+            await session.rollback()
+            raise
+    return tuple(applied)

@@ -1,0 +1,537 @@
+"""Every query of the registry, written once; rows to dataclasses and back.
+
+Hides the tables. Knows no driver: a dialect hands in a `Session`, which runs a statement and turns the driver's
+errors into `Unavailable`. Statements are constant texts in the SQL that the dialects share, with numbered parameters
+(`?1`); a dialect translates each once. What may be missing is written `= ANY(?2)` for "is in the array ?2".
+
+A clash is found by `ON CONFLICT DO NOTHING` and the number of rows, never by reading the text of a driver's error: it
+holds against whatever runs side by side, and the transaction is still good for asking what was in the way.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, cast
+
+from kamado.credentials import Credential, stored_credential, stored_document
+from kamado.devices import Device, device_document, stored_device
+from kamado.document import JsonObject, decode, encode
+from kamado.errors import Conflict, Unavailable
+from kamado.store import (
+    Change,
+    CredentialRow,
+    Identity,
+    RegistrationRow,
+    StoredCredentials,
+    StoredDevice,
+    StoredTenant,
+    TenantRow,
+)
+from kamado.tenants import Tenant, stored_tenant, tenant_document
+
+__all__ = [
+    "NewerSchema",
+    "OlderSchema",
+    "Row",
+    "Session",
+    "SqlLookups",
+    "SqlTransaction",
+    "StorageError",
+    "StoreSettings",
+    "Value",
+]
+
+
+class StorageError(Unavailable):
+    """The database cannot be opened. The text is for the operator: it names the database and what to do."""
+
+
+class NewerSchema(StorageError):
+    """A later version of Kamado has migrated the database; this one must not touch it."""
+
+
+class OlderSchema(StorageError):
+    """The database needs a migration and this process was told not to make it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """How a store behaves, whatever the engine."""
+
+    auto_migrate: bool = True
+    """Create or upgrade the schema when the store is opened."""
+    busy_timeout: float = 5.0
+    """Seconds to wait for another process that is writing."""
+    max_waiting_writes: int = 4096
+    """Writes that may wait or run; one more is refused."""
+    max_group_size: int = 512
+    """Writes that may share one commit."""
+    max_group_time: float = 0.05
+    """Seconds after which a group takes no further write before its commit."""
+
+
+Value = str | int | bytes | None
+Row = Sequence[Any]
+
+
+class Session(Protocol):
+    """One connection, used by one transaction at a time."""
+
+    async def one(self, statement: str, *parameters: Value) -> Row | None:
+        """Return the first row.
+
+        Raises:
+            Unavailable: The driver failed; the cause is logged.
+        """
+
+    async def all(self, statement: str, *parameters: Value) -> list[Row]:
+        """Return all rows.
+
+        Raises:
+            Unavailable: The driver failed; the cause is logged.
+        """
+
+    async def run(self, statement: str, *parameters: Value) -> int:
+        """Run a statement that changes rows; return how many.
+
+        Raises:
+            Unavailable: The driver failed; the cause is logged.
+        """
+
+    def array(self, values: Sequence[str]) -> Value:
+        """Return the parameter for `= ANY(?n)`."""
+
+
+# Tenants
+
+FIND_TENANT = "SELECT version, created, updated, document FROM tenants WHERE tenant_id = ?1"
+HAS_TENANTS = "SELECT 1 FROM tenants LIMIT 1"
+INSERT_TENANT = """
+INSERT INTO tenants (tenant_id, version, created, updated, document) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT DO NOTHING"""
+UPDATE_TENANT = "UPDATE tenants SET version = ?1, created = ?2, updated = ?3, document = ?4 WHERE tenant_id = ?5"
+DELETE_TENANT = "DELETE FROM tenants WHERE tenant_id = ?1"
+# Children first: each refers to what follows it.
+PURGE_TENANT = (
+    "DELETE FROM credentials WHERE tenant_id = ?1",
+    "DELETE FROM credential_sets WHERE tenant_id = ?1",
+    "DELETE FROM device_groups WHERE tenant_id = ?1",
+    "DELETE FROM devices WHERE tenant_id = ?1",
+    "DELETE FROM tenant_usage WHERE tenant_id = ?1",
+)
+
+FIND_ALIAS_OWNER = "SELECT tenant_id FROM tenant_aliases WHERE alias = ?1"
+INSERT_ALIAS = "INSERT INTO tenant_aliases (alias, tenant_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING"
+DELETE_ALIAS = "DELETE FROM tenant_aliases WHERE tenant_id = ?1"
+
+LIST_ANCHOR_NAMES = "SELECT name, owner FROM trust_anchors WHERE tenant_id = ?1"
+DELETE_ANCHORS = "DELETE FROM trust_anchors WHERE tenant_id = ?1"
+INSERT_ANCHOR = "INSERT INTO trust_anchors (tenant_id, name, owner) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING"
+CLAIM_NAME = "INSERT INTO trust_anchor_names (name, owner) VALUES (?1, ?2) ON CONFLICT DO NOTHING"
+FIND_NAME_OWNER = "SELECT owner FROM trust_anchor_names WHERE name = ?1"
+RELEASE_NAME = """
+DELETE FROM trust_anchor_names
+WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM trust_anchors WHERE trust_anchors.name = trust_anchor_names.name)"""
+FIND_OTHER_USER = "SELECT 1 FROM trust_anchors WHERE name = ?1 AND owner <> ?2 AND tenant_id <> ?3 LIMIT 1"
+
+# Devices
+
+COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
+ADD_DEVICE_TO_COUNT = """
+INSERT INTO tenant_usage (tenant_id, devices) VALUES (?1, 1)
+ON CONFLICT (tenant_id) DO UPDATE SET devices = tenant_usage.devices + 1"""
+TAKE_DEVICE_FROM_COUNT = "UPDATE tenant_usage SET devices = devices - 1 WHERE tenant_id = ?1"
+FIND_DEVICE = """
+SELECT version, created, updated, auto_provisioned, notification_sent, document
+FROM devices WHERE tenant_id = ?1 AND device_id = ?2"""
+INSERT_DEVICE = """
+INSERT INTO devices
+  (tenant_id, device_id, version, created, updated, auto_provisioned, notification_sent, document)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+ON CONFLICT DO NOTHING"""
+UPDATE_DEVICE = """
+UPDATE devices
+SET version = ?1, created = ?2, updated = ?3, auto_provisioned = ?4, notification_sent = ?5, document = ?6
+WHERE tenant_id = ?7 AND device_id = ?8"""
+DELETE_DEVICE = "DELETE FROM devices WHERE tenant_id = ?1 AND device_id = ?2"
+LIST_GROUPS = "SELECT group_id FROM device_groups WHERE tenant_id = ?1 AND device_id = ?2"
+INSERT_GROUP = "INSERT INTO device_groups (tenant_id, group_id, device_id) VALUES (?1, ?2, ?3)"
+DELETE_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ?2"
+
+# Credentials
+
+FIND_CREDENTIALS = """
+SELECT s.version, c.document
+FROM credential_sets s
+LEFT JOIN credentials c ON c.tenant_id = s.tenant_id AND c.device_id = s.device_id
+WHERE s.tenant_id = ?1 AND s.device_id = ?2
+ORDER BY c.position"""
+FIND_CREDENTIAL = "SELECT device_id, document FROM credentials WHERE tenant_id = ?1 AND type = ?2 AND auth_id = ?3"
+PUT_CREDENTIAL_SET = """
+INSERT INTO credential_sets (tenant_id, device_id, version) VALUES (?1, ?2, ?3)
+ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = excluded.version"""
+DELETE_CREDENTIAL_SET = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ?2"
+INSERT_CREDENTIAL = """
+INSERT INTO credentials (tenant_id, type, auth_id, device_id, position, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT DO NOTHING"""
+DELETE_CREDENTIALS = "DELETE FROM credentials WHERE tenant_id = ?1 AND device_id = ?2"
+
+# Identities
+
+FIND_IDENTITY = "SELECT name, mechanism, password_hash, authorities, created FROM identities WHERE name = ?1"
+LIST_IDENTITIES = "SELECT name, mechanism, password_hash, authorities, created FROM identities ORDER BY name"
+PUT_IDENTITY = """
+INSERT INTO identities (name, mechanism, password_hash, authorities, created) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (name) DO UPDATE SET mechanism = excluded.mechanism, password_hash = excluded.password_hash,
+  authorities = excluded.authorities, created = excluded.created"""
+DELETE_IDENTITY = "DELETE FROM identities WHERE name = ?1"
+
+# Look-ups: each joins the tenant, which hides what a deleted one left behind.
+
+LOOK_UP_TENANT = """
+SELECT tenant_id, version, document FROM tenants
+WHERE tenant_id = coalesce((SELECT tenant_id FROM tenants WHERE tenant_id = ?1),
+                           (SELECT tenant_id FROM tenant_aliases WHERE alias = ?1))"""
+LOOK_UP_ANCHOR = """
+SELECT tenant_id, version, document FROM tenants
+WHERE tenant_id IN (SELECT tenant_id FROM trust_anchors WHERE name IN (?1, ?2))
+ORDER BY tenant_id LIMIT 2"""
+LOOK_UP_REGISTRATION = """
+SELECT d.device_id, d.document
+FROM devices d JOIN tenants t ON t.tenant_id = d.tenant_id
+WHERE d.tenant_id = ?1 AND d.device_id = ?2"""
+LOOK_UP_GROUP_MEMBERS = """
+SELECT DISTINCT g.device_id
+FROM device_groups g JOIN tenants t ON t.tenant_id = g.tenant_id
+WHERE g.tenant_id = ?1 AND g.group_id = ANY(?2)
+ORDER BY g.device_id"""
+LOOK_UP_CREDENTIAL = """
+SELECT c.device_id, c.document
+FROM credentials c JOIN tenants t ON t.tenant_id = c.tenant_id
+WHERE c.tenant_id = ?1 AND c.type = ?2 AND c.auth_id = ?3"""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_MAX_CACHED_TENANTS = 1000
+
+
+def _microseconds(instant: datetime) -> int:
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def _optional_microseconds(instant: datetime | None) -> int | None:
+    return None if instant is None else _microseconds(instant)
+
+
+def _instant(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _optional_instant(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else _instant(microseconds)
+
+
+def _text(document: JsonObject) -> str:
+    return encode(document).decode()
+
+
+def _document(text: str) -> JsonObject:
+    return cast(JsonObject, decode(text.encode()))
+
+
+def _anchor_name(kind: str, text: str) -> str:
+    # Index entries have a limit in PostgreSQL (some 2,700 bytes), distinguished names have none.
+    if len(text) > 500:
+        return f"{kind}#{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{kind}:{text}"
+
+
+def _anchor_names(tenant: Tenant) -> dict[str, str]:
+    """Return the names that a tenant's trust anchors take, each with the subject DN that needs it."""
+    names: dict[str, str] = {}
+    for anchor in tenant.trust_anchors:
+        text = anchor.subject.text
+        names.setdefault(_anchor_name("s", text), text)
+        names.setdefault(_anchor_name("k", anchor.subject.canonical_key), text)
+    return names
+
+
+def _anchor_owner(tenant_id: str, tenant: Tenant) -> str:
+    if tenant.trust_anchor_group is None:
+        return f"tenant:{tenant_id}"
+    return f"group:{tenant.trust_anchor_group}"
+
+
+def _anchor_conflict(subject_dn: str) -> Conflict:
+    return Conflict(
+        f"trusted-ca: subject DN {subject_dn} belongs to another tenant outside of this tenant's trust-anchor-group",
+        details={"subject-dn": subject_dn},
+    )
+
+
+class SqlTransaction:
+    """`store.Transaction` over a session; see there. Keeps no state of a transaction, so one serves a connection."""
+
+    def __init__(self, session: Session) -> None:
+        self._one = session.one
+        self._all = session.all
+        self._run = session.run
+        # A tenant is read in most use cases and costs more to parse than to read. An entry is good only for exactly
+        # the text that it was parsed from, so nothing has to tell this cache of changes.
+        self._parsed: dict[str, tuple[str, Tenant]] = {}
+
+    async def find_tenant(self, tenant_id: str) -> StoredTenant | None:
+        row = await self._one(FIND_TENANT, tenant_id)
+        if row is None:
+            return None
+        version, created, updated, text = row
+        parsed = self._parsed.get(tenant_id)
+        if parsed is None or parsed[0] != text:
+            parsed = (text, stored_tenant(_document(text)))
+            if len(self._parsed) >= _MAX_CACHED_TENANTS:
+                del self._parsed[next(iter(self._parsed))]
+            self._parsed[tenant_id] = parsed
+        return StoredTenant(
+            tenant_id=tenant_id,
+            version=version,
+            created=_instant(created),
+            updated=_optional_instant(updated),
+            tenant=parsed[1],
+        )
+
+    async def has_tenants(self) -> bool:
+        return await self._one(HAS_TENANTS) is not None
+
+    async def find_trust_anchor_clash(self, tenant_id: str, tenant: Tenant) -> str | None:
+        owner = _anchor_owner(tenant_id, tenant)
+        for name, subject_dn in _anchor_names(tenant).items():
+            if await self._one(FIND_OTHER_USER, name, owner, tenant_id) is not None:
+                return subject_dn
+        return None
+
+    async def insert_tenant(self, stored: StoredTenant) -> None:
+        inserted = await self._run(
+            INSERT_TENANT,
+            stored.tenant_id,
+            stored.version,
+            _microseconds(stored.created),
+            _optional_microseconds(stored.updated),
+            _text(tenant_document(stored.tenant)),
+        )
+        if not inserted:
+            raise Conflict(f"tenant {stored.tenant_id} exists already")
+        for statement in PURGE_TENANT:
+            await self._run(statement, stored.tenant_id)
+        await self._put_alias(stored.tenant_id, stored.tenant.alias)
+        await self._put_anchors(stored.tenant_id, stored.tenant)
+
+    async def update_tenant(self, stored: StoredTenant) -> None:
+        updated = await self._run(
+            UPDATE_TENANT,
+            stored.version,
+            _microseconds(stored.created),
+            _optional_microseconds(stored.updated),
+            _text(tenant_document(stored.tenant)),
+            stored.tenant_id,
+        )
+        assert updated, "there is no such tenant"
+        await self._run(DELETE_ALIAS, stored.tenant_id)
+        await self._put_alias(stored.tenant_id, stored.tenant.alias)
+        await self._put_anchors(stored.tenant_id, stored.tenant)
+
+    async def delete_tenant(self, tenant_id: str) -> None:
+        await self._release_anchors(tenant_id, await self._all(LIST_ANCHOR_NAMES, tenant_id))
+        await self._run(DELETE_ALIAS, tenant_id)
+        await self._run(DELETE_TENANT, tenant_id)
+
+    async def _put_alias(self, tenant_id: str, alias: str | None) -> None:
+        if alias is not None and not await self._run(INSERT_ALIAS, alias, tenant_id):
+            raise Conflict(f"alias: {alias} is the alias of another tenant")
+
+    async def _put_anchors(self, tenant_id: str, tenant: Tenant) -> None:
+        owner = _anchor_owner(tenant_id, tenant)
+        names = _anchor_names(tenant)
+        present = await self._all(LIST_ANCHOR_NAMES, tenant_id)
+        if {name: owner for name in names} == {name: holder for name, holder in present}:
+            return
+        # All go before any comes: a tenant that is alone with a name may change the group it holds it for.
+        await self._release_anchors(tenant_id, present)
+        for name, subject_dn in names.items():
+            await self._run(CLAIM_NAME, name, owner)
+            row = await self._one(FIND_NAME_OWNER, name)
+            if row is None or row[0] != owner:
+                raise _anchor_conflict(subject_dn)
+            await self._run(INSERT_ANCHOR, tenant_id, name, owner)
+
+    async def _release_anchors(self, tenant_id: str, present: Sequence[Row]) -> None:
+        if present:
+            await self._run(DELETE_ANCHORS, tenant_id)
+            for name, _owner in present:
+                await self._run(RELEASE_NAME, name)
+
+    async def count_devices(self, tenant_id: str) -> int:
+        row = await self._one(COUNT_DEVICES, tenant_id)
+        return 0 if row is None else int(row[0])
+
+    async def find_device(self, tenant_id: str, device_id: str) -> StoredDevice | None:
+        row = await self._one(FIND_DEVICE, tenant_id, device_id)
+        if row is None:
+            return None
+        version, created, updated, auto_provisioned, notification_sent, text = row
+        return StoredDevice(
+            tenant_id=tenant_id,
+            device_id=device_id,
+            version=version,
+            created=_instant(created),
+            updated=_optional_instant(updated),
+            auto_provisioned=bool(auto_provisioned),
+            notification_sent=bool(notification_sent),
+            device=stored_device(_document(text)),
+        )
+
+    async def insert_device(self, stored: StoredDevice, credentials: StoredCredentials) -> None:
+        inserted = await self._run(
+            INSERT_DEVICE,
+            stored.tenant_id,
+            stored.device_id,
+            stored.version,
+            _microseconds(stored.created),
+            _optional_microseconds(stored.updated),
+            int(stored.auto_provisioned),
+            int(stored.notification_sent),
+            _text(device_document(stored.device)),
+        )
+        if not inserted:
+            raise Conflict(f"device {stored.device_id} exists already")
+        await self._run(ADD_DEVICE_TO_COUNT, stored.tenant_id)
+        await self._insert_groups(stored)
+        await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, credentials.version)
+        await self._insert_credentials(credentials)
+
+    async def update_device(self, stored: StoredDevice) -> None:
+        updated = await self._run(
+            UPDATE_DEVICE,
+            stored.version,
+            _microseconds(stored.created),
+            _optional_microseconds(stored.updated),
+            int(stored.auto_provisioned),
+            int(stored.notification_sent),
+            _text(device_document(stored.device)),
+            stored.tenant_id,
+            stored.device_id,
+        )
+        assert updated, "there is no such device"
+        present = {group for (group,) in await self._all(LIST_GROUPS, stored.tenant_id, stored.device_id)}
+        if present != set(stored.device.member_of):
+            await self._run(DELETE_GROUPS, stored.tenant_id, stored.device_id)
+            await self._insert_groups(stored)
+
+    async def delete_device(self, tenant_id: str, device_id: str) -> None:
+        await self._run(DELETE_CREDENTIALS, tenant_id, device_id)
+        await self._run(DELETE_CREDENTIAL_SET, tenant_id, device_id)
+        await self._run(DELETE_GROUPS, tenant_id, device_id)
+        if await self._run(DELETE_DEVICE, tenant_id, device_id):
+            await self._run(TAKE_DEVICE_FROM_COUNT, tenant_id)
+
+    async def _insert_groups(self, stored: StoredDevice) -> None:
+        for group in dict.fromkeys(stored.device.member_of):
+            await self._run(INSERT_GROUP, stored.tenant_id, group, stored.device_id)
+
+    async def find_credentials(self, tenant_id: str, device_id: str) -> StoredCredentials | None:
+        rows = await self._all(FIND_CREDENTIALS, tenant_id, device_id)
+        if not rows:
+            return None
+        return StoredCredentials(
+            tenant_id=tenant_id,
+            device_id=device_id,
+            version=rows[0][0],
+            credentials=tuple(stored_credential(_document(text)) for _, text in rows if text is not None),
+        )
+
+    async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
+        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, auth_id)
+        return None if row is None else (row[0], stored_credential(_document(row[1])))
+
+    async def replace_credentials(self, stored: StoredCredentials) -> None:
+        await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, stored.version)
+        await self._run(DELETE_CREDENTIALS, stored.tenant_id, stored.device_id)
+        await self._insert_credentials(stored)
+
+    async def _insert_credentials(self, stored: StoredCredentials) -> None:
+        for position, credential in enumerate(stored.credentials):
+            inserted = await self._run(
+                INSERT_CREDENTIAL,
+                stored.tenant_id,
+                credential.type,
+                credential.auth_id,
+                stored.device_id,
+                position,
+                _text(stored_document(credential)),
+            )
+            if not inserted:
+                raise Conflict(f"auth-id {credential.auth_id} of type {credential.type} belongs to another device")
+
+    async def find_identity(self, name: str) -> Identity | None:
+        row = await self._one(FIND_IDENTITY, name)
+        return None if row is None else _identity(row)
+
+    async def list_identities(self) -> list[Identity]:
+        return [_identity(row) for row in await self._all(LIST_IDENTITIES)]
+
+    async def put_identity(self, identity: Identity) -> None:
+        await self._run(
+            PUT_IDENTITY,
+            identity.name,
+            identity.mechanism,
+            identity.password_hash,
+            _text(dict(identity.authorities)),
+            _microseconds(identity.created),
+        )
+
+    async def delete_identity(self, name: str) -> None:
+        await self._run(DELETE_IDENTITY, name)
+
+    async def record(self, change: Change) -> None:
+        # Nothing listens yet. Whatever will (audit, notifications) reads what is proven here.
+        assert change.before != change.after, "a change leads to another version"
+
+
+def _identity(row: Row) -> Identity:
+    name, mechanism, password_hash, authorities, created = row
+    return Identity(
+        name=name,
+        mechanism=mechanism,
+        password_hash=password_hash,
+        authorities=cast(dict[str, str], _document(authorities)),
+        created=_instant(created),
+    )
+
+
+class SqlLookups:
+    """`store.Lookups` over a session; see there."""
+
+    def __init__(self, session: Session) -> None:
+        self._one = session.one
+        self._all = session.all
+        self._array = session.array
+
+    async def find_tenant(self, tenant_id: str) -> TenantRow | None:
+        row = await self._one(LOOK_UP_TENANT, tenant_id)
+        return None if row is None else TenantRow(*row)
+
+    async def find_tenants_by_anchor(self, canonical_key: str, subject_dn: str) -> Sequence[TenantRow]:
+        names = _anchor_name("k", canonical_key), _anchor_name("s", subject_dn)
+        return [TenantRow(*row) for row in await self._all(LOOK_UP_ANCHOR, *names)]
+
+    async def find_registration(self, tenant_id: str, device_id: str) -> RegistrationRow | None:
+        row = await self._one(LOOK_UP_REGISTRATION, tenant_id, device_id)
+        return None if row is None else RegistrationRow(*row)
+
+    async def find_group_members(self, tenant_id: str, groups: Sequence[str]) -> list[str]:
+        rows = await self._all(LOOK_UP_GROUP_MEMBERS, tenant_id, self._array(groups))
+        return [row[0] for row in rows]
+
+    async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
+        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, auth_id)
+        return None if row is None else CredentialRow(*row)

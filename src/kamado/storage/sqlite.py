@@ -1,0 +1,511 @@
+"""The SQLite dialect: connections, threads, grouped commits, and the driver's errors in our words.
+
+Two connections to one file in WAL mode, so that they never wait for each other:
+
+* The **writer** belongs to a thread of its own. Writes that wait at the same moment share one transaction and so one
+  wait for the disk: `BEGIN IMMEDIATE`, each use case inside a savepoint, `COMMIT`, and only then does any caller
+  hear of its outcome. A use case that fails undoes its savepoint; a commit that fails undoes the group.
+* The **reader** belongs to the event loop's thread and is used there directly: a point read takes less time than
+  handing it to a thread and fetching the answer (docs/decisions).
+
+Neither ever suspends inside SQLite, so the coroutines of `sql.py` are driven to their end by one `send`.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import queue
+import re
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from kamado.errors import Unavailable
+from kamado.storage.migrations import Migration, apply_migrations, find_version, load_migrations
+from kamado.storage.sql import (
+    OlderSchema,
+    Row,
+    SqlLookups,
+    SqlTransaction,
+    StorageError,
+    StoreSettings,
+    Value,
+)
+from kamado.store import Lookups, Work
+
+__all__ = ["SqliteStore", "migrate_sqlite", "open_sqlite"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# ON CONFLICT (3.24) and RIGHT-hand features of later versions are not used; older ones than this are not tried.
+_MINIMUM_VERSION = (3, 34, 0)
+_APPLICATION_ID = 0x4B41_4D41  # "KAMA" in the file's header: a look at the file tells whose it is
+_PRAGMAS = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA temp_store = MEMORY",
+    # After a large transaction the write-ahead log is cut to this size.
+    "PRAGMA journal_size_limit = 67108864",
+)
+_WRITER_PRAGMAS = ("PRAGMA cache_size = -16384", "PRAGMA wal_autocheckpoint = 4000")
+# Each commit makes the reader drop its page cache; pages mapped from the file cost nothing to get back. What is
+# mapped and touched counts as resident, hence the bound.
+_READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA cache_size = -8192", "PRAGMA mmap_size = 50331648")
+# The reader blocks the event loop while it waits. With WAL it waits only while another process recovers the log.
+_READER_TIMEOUT = 0.02
+_REOPEN_INTERVAL = 0.5
+_LOG_INTERVAL = 1.0
+
+_PARAMETER = re.compile(r"\?(\d+)")
+_ARRAY = re.compile(r"= ANY\((\?\d+)\)")
+
+# Primary result codes (the low byte of an extended one) -> what a caller is told.
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "the database is busy: another process has been writing for too long",
+    sqlite3.SQLITE_LOCKED: "the database is busy: another process has been writing for too long",
+    sqlite3.SQLITE_FULL: "the database cannot grow: the disk is full",
+    sqlite3.SQLITE_IOERR: "the database cannot be read or written: input/output error",
+    sqlite3.SQLITE_READONLY: "the database is read only",
+    sqlite3.SQLITE_PERM: "the database is read only",
+    sqlite3.SQLITE_CORRUPT: "the database file is damaged",
+    sqlite3.SQLITE_NOTADB: "the database file is damaged",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+}
+_TRANSIENT = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOMEM})
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", type(error).__name__)
+
+
+def _drive(work: Awaitable[T]) -> T:
+    """Run a coroutine that never suspends; the event loop has no part in it.
+
+    Raises:
+        RuntimeError: It does suspend, which is a mistake in the use case.
+    """
+    steps = work.__await__()
+    try:
+        next(steps)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    if isinstance(work, Coroutine):
+        work.close()
+    raise RuntimeError("a use case must await nothing but its transaction")
+
+
+def _translate(statement: str) -> tuple[str, "itemgetter[Any] | None"]:
+    """Turn a statement of `sql.py` into SQLite's, and the order in which it takes the parameters.
+
+    Plain `?` because sqlite3 of Python 3.12.0 to 3.12.3 warns of each numbered one.
+    """
+    statement = _ARRAY.sub(r"IN (SELECT value FROM json_each(\1))", statement)
+    order = [int(number) - 1 for number in _PARAMETER.findall(statement)]
+    text = _PARAMETER.sub("?", statement)
+    if order == list(range(len(order))):
+        return text, None
+    assert len(order) > 1, "a single parameter is number 1"
+    return text, itemgetter(*order)
+
+
+class _Session:
+    """`sql.Session` and `migrations.SchemaSession` over one connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._translated: dict[str, tuple[str, itemgetter[Any] | None]] = {}
+        self._logged = ("", 0.0)
+
+    async def one(self, statement: str, *parameters: Value) -> Row | None:
+        text, order = self._translated.get(statement) or self._add(statement)
+        try:
+            row: Row | None = self.connection.execute(
+                text, parameters if order is None else order(parameters)
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+        return row
+
+    async def all(self, statement: str, *parameters: Value) -> list[Row]:
+        text, order = self._translated.get(statement) or self._add(statement)
+        try:
+            return self.connection.execute(text, parameters if order is None else order(parameters)).fetchall()
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+
+    async def run(self, statement: str, *parameters: Value) -> int:
+        text, order = self._translated.get(statement) or self._add(statement)
+        try:
+            return self.connection.execute(text, parameters if order is None else order(parameters)).rowcount
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+
+    def array(self, values: Sequence[str]) -> Value:
+        return json.dumps(list(values))
+
+    def _add(self, statement: str) -> tuple[str, "itemgetter[Any] | None"]:
+        translated = self._translated[statement] = _translate(statement)
+        return translated
+
+    def failed(self, error: sqlite3.Error) -> Unavailable:
+        """Log a failure of the driver and put it in our words."""
+        name, now = _name(error), time.monotonic()
+        # A disk that is full fails thousands of times a second; the log needs it once.
+        if self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL:
+            self._logged = name, now
+            logger.error("database failed", extra={"error": f"{name}: {error}"})
+        return Unavailable(_UNAVAILABLE.get(_code(error), "the database cannot be used now"))
+
+    async def begin(self) -> None:
+        await self.run("BEGIN IMMEDIATE")
+
+    async def commit(self) -> None:
+        await self.run("COMMIT")
+
+    async def rollback(self) -> None:
+        if self.connection.in_transaction:
+            await self.run("ROLLBACK")
+
+    async def list_tables(self) -> Sequence[str]:
+        rows = await self.all("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        return [row[0] for row in rows]
+
+
+class _ReadSession(_Session):
+    """A session that replaces its connection when that is broken."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._opened = time.monotonic()
+        super().__init__(_connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS))
+
+    def failed(self, error: sqlite3.Error) -> Unavailable:
+        unavailable = super().failed(error)
+        now = time.monotonic()
+        if _code(error) not in _TRANSIENT and now - self._opened >= _REOPEN_INTERVAL:
+            self._opened = now
+            try:
+                connection = _connect(self._path, "ro", _READER_TIMEOUT, _READER_PRAGMAS)
+            except sqlite3.Error as reopening:
+                logger.error("database cannot be opened again", extra={"error": f"{_name(reopening)}: {reopening}"})
+            else:
+                self.connection.close()
+                self.connection = connection
+        return unavailable
+
+
+def _connect(path: str, mode: str, timeout: float, pragmas: Sequence[str]) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(path)}?mode={mode}", uri=True, isolation_level=None, timeout=timeout, cached_statements=256
+    )
+    try:
+        for pragma in pragmas:
+            connection.execute(pragma).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create_file(path: Path) -> None:
+    """Create the database's file and directories for this user alone, and make the names durable."""
+    missing = []
+    directory = path.parent
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    # SQLite gives the files beside the database the same mode. One that is there keeps its own.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for directory in {path.parent, *(directory.parent for directory in missing)}:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _opening_error(path: str, error: sqlite3.Error) -> StorageError:
+    texts = {
+        sqlite3.SQLITE_NOTADB: f"{path} is not a SQLite database",
+        sqlite3.SQLITE_CORRUPT: f"{path} is damaged; restore a backup",
+        sqlite3.SQLITE_BUSY: f"{path} is locked by another process",
+        sqlite3.SQLITE_LOCKED: f"{path} is locked by another process",
+        sqlite3.SQLITE_READONLY: f"{path} cannot be written: the file, its directory or its disk is read only",
+        sqlite3.SQLITE_CANTOPEN: f"{path} cannot be opened: check the rights on the file and on its directory, in "
+        "which SQLite needs to create files",
+        sqlite3.SQLITE_FULL: f"{path} cannot grow: the disk is full",
+        sqlite3.SQLITE_IOERR: f"{path} cannot be read or written: input/output error (is the disk full?)",
+    }
+    return StorageError(texts.get(_code(error), f"{path} cannot be opened ({_name(error)})"))
+
+
+def _open_writer(
+    path: str, settings: StoreSettings, migrations: tuple[Migration, ...], *, may_migrate: bool
+) -> tuple[sqlite3.Connection, int, int]:
+    """Open, check, migrate. Nothing is changed before it is certain that the file is ours to change.
+
+    Returns:
+        The connection; the schema's version before and after.
+    """
+    if sqlite3.sqlite_version_info < _MINIMUM_VERSION:
+        raise StorageError(
+            f"this Python has SQLite {sqlite3.sqlite_version}; at least "
+            f"{'.'.join(map(str, _MINIMUM_VERSION))} is needed"
+        )
+    file = Path(path)
+    try:
+        if may_migrate:
+            _create_file(file)
+        elif not file.exists():
+            raise OlderSchema(f"{path} does not exist; create it with: kamado migrate")
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise StorageError(f"{path} is not a file")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        connection = _connect(path, "rw", settings.busy_timeout, ())
+    except sqlite3.Error as error:
+        raise _opening_error(path, error) from error
+    try:
+        return connection, *_drive(_prepare(path, connection, settings, migrations, may_migrate=may_migrate))
+    except BaseException as error:
+        connection.close()
+        cause = error.__cause__ if isinstance(error, Unavailable) else error
+        if isinstance(cause, sqlite3.Error) and not isinstance(error, StorageError):
+            raise _opening_error(path, cause) from cause
+        raise
+
+
+async def _prepare(
+    path: str,
+    connection: sqlite3.Connection,
+    settings: StoreSettings,
+    migrations: tuple[Migration, ...],
+    *,
+    may_migrate: bool,
+) -> tuple[int, int]:
+    session = _Session(connection)
+    before = await find_version(session, path, migrations)
+    latest = migrations[-1].number
+    if before < latest and not may_migrate:
+        raise OlderSchema(
+            f"{path} has schema {before} and this version of Kamado needs {latest}; upgrade it with: kamado migrate"
+        )
+    _prove_writable(connection, settings)
+    _switch_to_wal(path, connection, settings)
+    for pragma in (*_PRAGMAS, *_WRITER_PRAGMAS):
+        connection.execute(pragma).fetchall()
+    if before < latest:
+        if before == 0:
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        for migration in await apply_migrations(session, path, migrations, datetime.now(UTC)):
+            logger.info("schema migrated", extra={"schema": migration.number, "migration": migration.name})
+    return before, latest
+
+
+def _prove_writable(connection: sqlite3.Connection, settings: StoreSettings) -> None:
+    # SQLite opens a file that it may not write without a word and fails at the first write.
+    connection.execute("PRAGMA busy_timeout = 0").fetchall()
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        # Somebody else is writing, so it can be written.
+        if _code(error) != sqlite3.SQLITE_BUSY:
+            raise
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(settings.busy_timeout * 1000)}").fetchall()
+
+
+def _switch_to_wal(path: str, connection: sqlite3.Connection, settings: StoreSettings) -> None:
+    # Not every lock in the way of this one statement is waited for by SQLite itself: another process may be
+    # switching, too.
+    deadline = time.monotonic() + settings.busy_timeout
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if _code(error) not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+            continue
+        if mode != "wal":
+            raise StorageError(f"{path} cannot have a write-ahead log: its file system has no shared memory")
+        return
+
+
+class _Job(NamedTuple):
+    work: Work[Any]
+    future: "asyncio.Future[Any]"
+
+
+class _Outcome(NamedTuple):
+    future: "asyncio.Future[Any]"
+    value: Any
+    error: BaseException | None
+
+
+class SqliteStore:
+    """`store.Store` over one SQLite file; see there. Made by `open_sqlite`."""
+
+    def __init__(self, path: str, settings: StoreSettings, migrations: tuple[Migration, ...]) -> None:
+        self._path = path
+        self._settings = settings
+        self._migrations = migrations
+        self._loop = asyncio.get_running_loop()
+        # Unbounded by itself: `_waiting` is its bound, counted on the event loop without a lock.
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._closed = False
+        self._writer_opened: asyncio.Future[None] = self._loop.create_future()
+        self._writer_ended: asyncio.Future[None] = self._loop.create_future()
+        # Not waited for by an interpreter that ends without `close`: what was acknowledged is on disk anyway.
+        self._thread = threading.Thread(target=self._serve_writes, name="sqlite-writer", daemon=True)
+
+    async def open(self) -> None:
+        """Open both connections; raises as `open_store`."""
+        self._thread.start()
+        await asyncio.shield(self._writer_opened)
+        try:
+            self._reader = _ReadSession(self._path)
+        except sqlite3.Error as error:
+            self._jobs.put(None)
+            await self._writer_ended
+            raise _opening_error(self._path, error) from error
+        self._read_transaction = SqlTransaction(self._reader)
+        self._lookups = SqlLookups(self._reader)
+
+    @property
+    def lookups(self) -> Lookups:
+        return self._lookups
+
+    async def read(self, work: Work[T]) -> T:
+        reader = self._reader
+        await reader.run("BEGIN")
+        try:
+            return _drive(work(self._read_transaction))
+        finally:
+            await reader.rollback()
+
+    async def write(self, work: Work[T]) -> T:
+        if self._closed:
+            raise Unavailable("the database is closed")
+        if self._waiting >= self._settings.max_waiting_writes:
+            raise Unavailable("too many writes are waiting for the database")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._waiting += 1
+        self._jobs.put(_Job(work, future))
+        return await future
+
+    async def ping(self) -> None:
+        self._check_file()
+        await self._reader.one("SELECT version FROM schema_version LIMIT 1")
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+            # The last connection to go folds the log into the database, and the reader could not.
+            self._reader.connection.close()
+        await asyncio.shield(self._writer_ended)
+
+    def _check_file(self) -> None:
+        # A file that was removed or replaced can be written for as long as it is open, and is lost afterwards.
+        try:
+            now = os.stat(self._path)
+        except OSError as error:
+            raise Unavailable("the database file is gone") from error
+        if (now.st_dev, now.st_ino) != self._file:
+            raise Unavailable("the database file was replaced; restart")
+
+    # What follows runs in the writer's thread.
+
+    def _serve_writes(self) -> None:
+        try:
+            connection, _, _ = _open_writer(
+                self._path, self._settings, self._migrations, may_migrate=self._settings.auto_migrate
+            )
+        except BaseException as error:
+            self._tell_loop(_fail, self._writer_opened, error)
+            return
+        try:
+            status = os.stat(self._path)
+            self._file = status.st_dev, status.st_ino
+            session = _Session(connection)
+            transaction = SqlTransaction(session)
+            self._tell_loop(_succeed, self._writer_opened)
+            while (job := self._jobs.get()) is not None:
+                outcomes, last = self._run_group(job, session, transaction)
+                self._tell_loop(self._settle, outcomes)
+                if last:
+                    break
+        finally:
+            connection.close()
+            self._tell_loop(_succeed, self._writer_ended)
+
+    def _run_group(
+        self, job: _Job, session: _Session, transaction: SqlTransaction
+    ) -> tuple[list[_Outcome], bool]:
+        """Run a job, and what else waits, in one transaction.
+
+        Returns:
+            The outcomes, true and durable; whether the store is to be closed now.
+        """
+        raise NotImplementedError
+
+    def _settle(self, outcomes: list[_Outcome]) -> None:
+        self._waiting -= len(outcomes)
+
+    def _tell_loop(self, function: Callable[..., object], *arguments: object) -> None:
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _succeed(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: "asyncio.Future[None]", error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+async def open_sqlite(
+    path: str, settings: StoreSettings, migrations: tuple[Migration, ...] | None = None
+) -> SqliteStore:
+    """Open a store; see `open_store`. `migrations` are the package's own if omitted."""
+    store = SqliteStore(path, settings, load_migrations("sqlite") if migrations is None else migrations)
+    await store.open()
+    return store
+
+
+async def migrate_sqlite(
+    path: str, settings: StoreSettings, migrations: tuple[Migration, ...] | None = None
+) -> tuple[int, int]:
+    """Create or upgrade the schema; see `migrate`."""
+
+    def run() -> tuple[int, int]:
+        connection, before, after = _open_writer(
+            path, settings, load_migrations("sqlite") if migrations is None else migrations, may_migrate=True
+        )
+        connection.close()
+        return before, after
+
+    return await asyncio.to_thread(run)
