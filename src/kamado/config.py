@@ -520,7 +520,7 @@ class AuthConfig:
     permissions_file: Path | None = _setting(
         None, _file_kind(), "Identities and roles in the JSON form of Hono's Auth Server; read again on SIGHUP."
     )
-    principal_lifetime: float = _setting(
+    lifetime: float = _setting(
         600.0, _duration_kind(), "A login ends after this time and the adapter logs in again; 0: never."
     )
 

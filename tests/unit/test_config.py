@@ -1,0 +1,424 @@
+"""Settings: configuration 1.1 to 1.3 and the choices that the documents mark as settled."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from tests.integration.certificates import Authority, tls_files
+
+from kamado.config import AmqpTlsConfig, Config, ConfigError, Loaded, load, settings, tls_context
+
+
+def loaded(tmp_path: Path, toml: str = "", *assignments: str, environment: dict[str, str] | None = None) -> Loaded:
+    file = tmp_path / "kamado.toml"
+    file.write_text(toml)
+    return load(config_file=file, assignments=assignments, environment=environment or {}, directory=tmp_path)
+
+
+def config_of(tmp_path: Path, toml: str = "", *assignments: str, environment: dict[str, str] | None = None) -> Config:
+    return loaded(tmp_path, toml, *assignments, environment=environment).config
+
+
+def problems_of(
+    tmp_path: Path, toml: str = "", *assignments: str, environment: dict[str, str] | None = None
+) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, toml, *assignments, environment=environment)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """Configuration 1.3 and "Listeners without any configuration": plain, on loopback, 8080, 5672, 8088."""
+    config = config_of(tmp_path)
+    assert config.http.insecure_enabled
+    assert config.amqp.insecure_enabled
+    assert not config.http.secure_enabled
+    assert not config.amqp.secure_enabled
+    assert [config.http.insecure.port, config.amqp.insecure.port, config.health.port] == [8080, 5672, 8088]
+    assert [config.http.secure.port, config.amqp.secure.port] == [8443, 5671]
+    assert {config.http.insecure.bind, config.amqp.insecure.bind, config.health.bind} == {"127.0.0.1"}
+    assert config.http.max_body_size == 65536
+    assert config.http.cors_allowed_origins == ()
+    assert not config.http.auth.allow_anonymous
+    assert config.amqp.link_credit == 100
+    assert config.amqp.max_message_size == 262144
+    assert config.amqp.idle_timeout == 20
+    assert config.amqp.sasl_mechanisms == ("EXTERNAL", "PLAIN")
+    assert config.amqp.container_name == "hono-registry"
+    assert (config.credentials.bcrypt_cost, config.credentials.bcrypt_max_cost) == (10, 12)
+    assert (config.devices.max_per_tenant, config.credentials.max_per_device) == (-1, -1)
+    # amqp-apis 8: tenant and credentials 180 s, assertion 300 s.
+    assert config.tenants.cache_max_age == 180
+    assert config.devices.cache_max_age == 300
+    assert config.credentials.cache_max_age == 180
+    assert config.auth.lifetime == 600
+    assert config.provisioning.verify_signature
+    assert config.storage.auto_migrate
+    assert config.storage.url.startswith("sqlite:///")
+    assert (config.startup.deadline, config.shutdown.drain_delay, config.shutdown.grace) == (60, 5, 15)
+
+
+def test_default_patterns_are_those_of_management_3_2() -> None:
+    ids = Config().ids
+    assert ids.tenant_pattern.fullmatch("plant-7_a.B")
+    assert not ids.tenant_pattern.fullmatch("plant:7")
+    assert ids.device_pattern.fullmatch("urn:dev=7")
+    assert not ids.device_pattern.fullmatch("dev/7")
+    assert ids.username_pattern.fullmatch("sensor=1")
+    assert not ids.username_pattern.fullmatch("sensor:1")
+    assert not ids.tenant_pattern.fullmatch("plänt")
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """Configuration 1.2: --set, environment, file, default."""
+    toml = "[amqp]\nlink_credit = 1\nmax_connections = 11\ncontainer_name = 'file'\n"
+    environment = {"KAMADO_AMQP__LINK_CREDIT": "2", "KAMADO_AMQP__MAX_CONNECTIONS": "22"}
+    result = loaded(tmp_path, toml, "amqp.link_credit=3", environment=environment)
+    assert result.config.amqp.link_credit == 3
+    assert result.config.amqp.max_connections == 22
+    assert result.config.amqp.container_name == "file"
+    assert result.origins["amqp.link_credit"] == "--set"
+    assert result.origins["amqp.max_connections"] == "KAMADO_AMQP__MAX_CONNECTIONS"
+    assert result.origins["amqp.container_name"] == str(tmp_path / "kamado.toml")
+    assert "amqp.idle_timeout" not in result.origins
+
+
+def test_conf_d_is_merged_in_name_order(tmp_path: Path) -> None:
+    directory = tmp_path / "conf.d"
+    directory.mkdir()
+    (directory / "20.toml").write_text("[amqp]\nlink_credit = 20\n")
+    (directory / "10.toml").write_text("[amqp]\nlink_credit = 10\nmax_connections = 10\n")
+    (directory / "notes.txt").write_text("not read")
+    config = config_of(tmp_path, "[amqp]\nlink_credit = 1\nmax_connections = 1\ncontainer_name = 'a'\n")
+    assert (config.amqp.link_credit, config.amqp.max_connections, config.amqp.container_name) == (20, 10, "a")
+
+
+def test_file_named_by_environment(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text("health.port = 9\n")
+    assert load(environment={"KAMADO_CONFIG": str(file)}).config.health.port == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("'500ms'", 0.5),
+        ("'30s'", 30),
+        ("'5m'", 300),
+        ("'1h'", 3600),
+        ("'1.5s'", 1.5),
+        ("'PT5M'", 300),
+        ("'PT1H2M3.5S'", 3723.5),
+        ("'90'", 90),
+        ("90", 90),
+        ("0.5", 0.5),
+    ],
+)
+def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
+    config = config_of(tmp_path, f"shutdown.grace = {text}
+")
+    assert config.shutdown.grace == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["'x'", "'-1s'", "-1", "'PT'", "'5 minutes'", "''", "true", "nan", "inf", "'P1D'", "[1]"]
+)
+def test_wrong_durations(tmp_path: Path, text: str) -> None:
+    (problem,) = problems_of(tmp_path, f"shutdown.grace = {text}\n")
+    assert problem.startswith("shutdown.grace = ")
+    assert str(tmp_path / "kamado.toml") in problem
+    assert "expected a duration" in problem
+
+
+@pytest.mark.parametrize(("text", "size"), [("'64KiB'", 65536), ("'1MiB'", 1048576), ("2048", 2048), ("'2048'", 2048)])
+def test_sizes(tmp_path: Path, text: str, size: int) -> None:
+    assert config_of(tmp_path, f"http.max_body_size = {text}\n").http.max_body_size == size
+
+
+@pytest.mark.parametrize("text", ["128", "'64KB'", "'-1'", "1.5", "true", "'9999999999MiB'"])
+def test_wrong_sizes(tmp_path: Path, text: str) -> None:
+    """Management 3.5: the minimum of the body size is 129."""
+    (problem,) = problems_of(tmp_path, f"http.max_body_size = {text}\n")
+    assert "expected a size" in problem
+
+
+@pytest.mark.parametrize("text", ['["PLAIN"]', "PLAIN", " PLAIN "])
+def test_lists_in_the_environment_are_json_or_comma_separated(tmp_path: Path, text: str) -> None:
+    config = config_of(tmp_path, environment={"KAMADO_AMQP__SASL_MECHANISMS": text})
+    assert config.amqp.sasl_mechanisms == ("PLAIN",)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "ANONYMOUS", "PLAIN,ANONYMOUS", "PLAIN,PLAIN", "[1]", "[", '{"a":1}'])
+def test_only_plain_and_external_can_be_offered(tmp_path: Path, text: str) -> None:
+    """Configuration 1.3: subset of these two, not empty; SASL ANONYMOUS is never offered."""
+    (problem,) = problems_of(tmp_path, "", f"amqp.sasl_mechanisms={text}")
+    assert "EXTERNAL and PLAIN" in problem
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    """Configuration 1.2, validation rules, and 8 row 8."""
+    toml = "[http]\nmax_body_size = 5\ncolour = 'red'\n[nonsense]\nx = 1\n[credentials]\nbcrypt_cost = 'high'\n"
+    environment = {"KAMADO_AMQP__LINK_CREDITS": "5", "KAMADO_HEALTH__PORT": "70000"}
+    problems = problems_of(tmp_path, toml, "log.level=loud", "oops", environment=environment)
+    text = "\n".join(problems)
+    assert len(problems) == 8
+    assert "http.colour" in text
+    assert "nonsense" in text
+    assert (
+        "KAMADO_AMQP__LINK_CREDITS (environment): there is no such setting; did you mean KAMADO_AMQP__LINK_CREDIT?"
+        in text
+    )
+    assert 'health.port = "70000" (KAMADO_HEALTH__PORT): expected a whole number, 0 to 65535' in text
+    assert 'log.level = "loud" (--set): expected "debug" or "info" or "warning" or "error"' in text
+    assert "oops (--set): has the form key=value" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"[http", "is not TOML"), (b"\xff", "is not UTF-8"), (b"a = 1\na = 2\n", "is not TOML")]
+)
+def test_unusable_file(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "kamado.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        load(config_file=file, environment={})
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(config_file=tmp_path / "none.toml", environment={})
+
+
+def test_a_section_is_not_a_value(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "http = 5\n")
+    assert "there is no such setting" in problem
+
+
+def test_secret_from_a_file(tmp_path: Path) -> None:
+    """Configuration 1.2, source 3: one trailing newline is stripped; giving both is an error."""
+    (tmp_path / "url").write_text("sqlite:///data/x.db\n")
+    environment = {"KAMADO_STORAGE__URL_FILE": str(tmp_path / "url")}
+    assert config_of(tmp_path, environment=environment).storage.url == "sqlite:///data/x.db"
+    both = environment | {"KAMADO_STORAGE__URL": "sqlite:///data/y.db"}
+    (problem,) = problems_of(tmp_path, environment=both)
+    assert "only one of them" in problem
+    (problem,) = problems_of(tmp_path, environment={"KAMADO_STORAGE__URL_FILE": str(tmp_path / "none")})
+    assert "cannot be read" in problem
+    (problem,) = problems_of(tmp_path, environment={"KAMADO_AMQP__LINK_CREDIT_FILE": str(tmp_path / "url")})
+    assert "there is no such setting" in problem
+
+
+def test_value_of_a_secret_is_not_told(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "storage.url = 'mysql://root:c4nary@host/db'\n")
+    assert "c4nary" not in problem
+    assert "expected sqlite://" in problem
+
+
+@pytest.mark.parametrize(
+    "url", ["memory://", "sqlite://", "sqlite:///", "sqlite://:memory:", "sqlite:///a?mode=ro", "x"]
+)
+def test_wrong_databases(tmp_path: Path, url: str) -> None:
+    """There is no memory:// (settled)."""
+    (problem,) = problems_of(tmp_path, "", f"storage.url={url}")
+    assert problem.startswith("storage.url (--set)")
+
+
+def test_relative_paths_start_from_where_they_are_written(tmp_path: Path) -> None:
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    (directory / "a.json").write_text("[]")
+    (directory / "kamado.toml").write_text("storage.url = 'sqlite://../var/a.db'\nstartup.load = ['a.json']\n")
+    config = load(config_file=directory / "kamado.toml", environment={}, directory=tmp_path / "cwd").config
+    assert config.storage.url == f"sqlite://{tmp_path}/var/a.db"
+    assert config.startup.load == (directory / "a.json",)
+    config = load(assignments=["storage.url=sqlite://b.db"], environment={}, directory=tmp_path / "cwd").config
+    assert config.storage.url == f"sqlite://{tmp_path}/cwd/b.db"
+
+
+def test_files_must_be_readable(tmp_path: Path) -> None:
+    problems = problems_of(tmp_path, "startup.load = ['none.json']\nauth.permissions_file = 'none'\n")
+    assert len(problems) == 2
+    assert all("cannot be read: No such file" in problem for problem in problems)
+
+
+# Listeners
+
+
+@pytest.mark.parametrize("name", ["http", "amqp"])
+def test_plain_listener_elsewhere_needs_to_be_asked_for_by_name(tmp_path: Path, name: str) -> None:
+    toml = f"http.auth.allow_anonymous = true\n[{name}.insecure]\nbind = '0.0.0.0'\n"
+    (problem,) = problems_of(tmp_path, toml)
+    assert f"needs {name}.insecure.enabled=true" in problem
+    result = loaded(tmp_path, toml, f"{name}.insecure.enabled=true")
+    assert any("without TLS" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "192.0.2.1", "::", "registry.example.com"])
+def test_open_management_api_elsewhere_is_refused(tmp_path: Path, bind: str) -> None:
+    """Management 3.11."""
+    toml = f"[http.insecure]\nbind = '{bind}'\nenabled = true\n"
+    (problem,) = problems_of(tmp_path, toml)
+    assert "http.auth.allow_anonymous=true" in problem
+    result = loaded(tmp_path, toml, "http.auth.allow_anonymous=true")
+    assert any("everybody" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_addresses(tmp_path: Path, bind: str) -> None:
+    assert config_of(tmp_path, f"http.insecure.bind = '{bind}'\n").http.insecure_enabled
+
+
+@pytest.mark.parametrize("bind", ["300.1.1.1", "a b", "", "-x", "http://x"])
+def test_wrong_addresses(tmp_path: Path, bind: str) -> None:
+    (problem,) = problems_of(tmp_path, f"health.bind = '{bind}'\n")
+    assert "expected an IP address or a host name" in problem
+
+
+def test_key_material_switches_from_plain_to_tls(tmp_path: Path) -> None:
+    files = tls_files(tmp_path)
+    toml = f"[amqp.tls]\ncert_file = '{files.cert_file}'\nkey_file = '{files.key_file}'\n"
+    config = config_of(tmp_path, toml)
+    assert config.amqp.secure_enabled
+    assert not config.amqp.insecure_enabled
+    assert config_of(tmp_path, toml, "amqp.insecure.enabled=true").amqp.insecure_enabled
+    (problem,) = problems_of(tmp_path, toml, "amqp.secure.enabled=false", "amqp.insecure.enabled=false")
+    assert "neither" in problem
+
+
+def test_tls_without_key_material(tmp_path: Path) -> None:
+    problems = problems_of(tmp_path, "", "http.secure.enabled=true", "amqp.insecure.enabled=false")
+    assert len(problems) == 2
+    assert "http.tls.cert_file" in problems[0]
+    assert "neither" in problems[1]
+
+
+def test_certificate_and_key_come_as_a_pair_and_match(tmp_path: Path) -> None:
+    files = tls_files(tmp_path)
+    other, other_key = Authority.create("CN=other").write(tmp_path, "other")
+    (problem,) = problems_of(tmp_path, "", f"amqp.tls.cert_file={files.cert_file}")
+    assert "amqp.tls.key_file" in problem
+    (problem,) = problems_of(tmp_path, "", f"amqp.tls.cert_file={files.cert_file}", f"amqp.tls.key_file={other_key}")
+    assert "is not the key of the certificate" in problem
+    (problem,) = problems_of(
+        tmp_path, "", f"amqp.tls.cert_file={files.key_file}", f"amqp.tls.key_file={files.key_file}"
+    )
+    assert "are not a PEM certificate and its key" in problem
+    (problem,) = problems_of(tmp_path, "", f"amqp.tls.cert_file={tmp_path}/no", f"amqp.tls.key_file={files.key_file}")
+    assert "cannot be read" in problem
+    pair = (f"amqp.tls.cert_file={other}", f"amqp.tls.key_file={other_key}")
+    (problem,) = problems_of(tmp_path, "", *pair, f"amqp.tls.client_ca_file={other_key}")
+    assert "holds no PEM certificates" in problem
+    (problem,) = problems_of(tmp_path, "", *pair, "amqp.tls.ciphers=NONSENSE")
+    assert "OpenSSL knows none" in problem
+    (problem,) = problems_of(tmp_path, "", *pair, "amqp.tls.client_auth=required")
+    assert "amqp.tls.client_ca_file" in problem
+
+
+def test_key_that_everybody_can_read_is_warned_of(tmp_path: Path) -> None:
+    files = tls_files(tmp_path)
+    pair = (f"amqp.tls.cert_file={files.cert_file}", f"amqp.tls.key_file={files.key_file}")
+    assert loaded(tmp_path, "", *pair).warnings == ()
+    files.key_file.chmod(0o644)
+    (warning,) = loaded(tmp_path, "", *pair).warnings
+    assert "can be read by everybody" in warning
+
+
+def test_client_certificates_are_requested_when_a_client_ca_is_set(tmp_path: Path) -> None:
+    """Configuration 1.3, `L.tls.client_auth`."""
+    files = tls_files(tmp_path)
+    tls = AmqpTlsConfig(cert_file=files.cert_file, key_file=files.key_file)
+    assert tls.effective_client_auth == "none"
+    assert tls_context(tls).verify_mode.name == "CERT_NONE"
+    tls = AmqpTlsConfig(cert_file=files.cert_file, key_file=files.key_file, client_ca_file=files.client_ca_file)
+    context = tls_context(tls)
+    assert context.verify_mode.name == "CERT_OPTIONAL"
+    assert context.minimum_version.name == "TLSv1_2"
+    assert all("GCM" in cipher["name"] or "CHACHA20" in cipher["name"] for cipher in context.get_ciphers())
+    tls = AmqpTlsConfig(
+        cert_file=files.cert_file,
+        key_file=files.key_file,
+        client_ca_file=files.client_ca_file,
+        client_auth="required",
+        min_version="1.3",
+    )
+    context = tls_context(tls)
+    assert context.verify_mode.name == "CERT_REQUIRED"
+    assert context.minimum_version.name == "TLSv1_3"
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ("http.insecure.port=5672",),
+        ("health.port=8080",),
+        ("health.port=8080", "health.bind=0.0.0.0"),
+    ],
+)
+def test_two_listeners_on_one_port(tmp_path: Path, assignments: tuple[str, ...]) -> None:
+    (problem,) = problems_of(tmp_path, "", *assignments)
+    assert "too" in problem
+
+
+def test_equal_ports_on_different_addresses_and_port_0_are_fine(tmp_path: Path) -> None:
+    config_of(tmp_path, "", "health.port=8080", "health.bind=127.0.0.2")
+    config_of(tmp_path, "", "health.port=0", "http.insecure.port=0", "amqp.insecure.port=0")
+
+
+# Others
+
+
+def test_bcrypt_cost_is_at_most_the_highest_accepted(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "credentials.bcrypt_cost = 13\n")
+    assert "credentials.bcrypt_max_cost" in problem
+
+
+@pytest.mark.parametrize("key", ["devices.max_per_tenant", "credentials.max_per_device"])
+def test_limit_of_zero_is_refused(tmp_path: Path, key: str) -> None:
+    """Configuration 1.3: at least -1, not 0."""
+    for value in ("0", "-2"):
+        (problem,) = problems_of(tmp_path, "", f"{key}={value}")
+        assert "not 0" in problem
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a-"])
+def test_pattern_must_compile(tmp_path: Path, pattern: str) -> None:
+    (problem,) = problems_of(tmp_path, f"ids.device_pattern = '{pattern}'\n")
+    assert "regular expression" in problem
+
+
+@pytest.mark.parametrize("origin", ["ui.example.com", "https://ui.example.com/", "null"])
+def test_cors_origins(tmp_path: Path, origin: str) -> None:
+    (problem,) = problems_of(tmp_path, f"http.cors_allowed_origins = ['{origin}']\n")
+    assert "no origin" in problem
+    good = "http.cors_allowed_origins = ['https://ui.example.com', 'http://localhost:3000']\n"
+    assert len(config_of(tmp_path, good).http.cors_allowed_origins) == 2
+
+
+def test_levels_of_single_loggers(tmp_path: Path) -> None:
+    toml = "[log.levels]\n'kamado.amqp' = 'debug'\n"
+    assert config_of(tmp_path, toml).log.levels == {"kamado.amqp": "debug"}
+    text = "kamado.amqp=debug,kamado.http=error"
+    levels = config_of(tmp_path, environment={"KAMADO_LOG__LEVELS": text}).log.levels
+    assert levels == {"kamado.amqp": "debug", "kamado.http": "error"}
+    (problem,) = problems_of(tmp_path, toml.replace("debug", "loud"))
+    assert "log.levels" in problem
+
+
+def test_effective_settings_are_toml_that_gives_the_same_configuration(tmp_path: Path) -> None:
+    toml = "[amqp]\nidle_timeout = '1500ms'\n[log.levels]\n'a.b' = 'debug'\n[http]\nmax_body_size = '1MiB'\n"
+    result = loaded(tmp_path, toml, "startup.load=", "ids.tenant_pattern=\\d+")
+    lines = [f"{setting.key} = {shown}" for setting, shown, _ in result.effective() if shown]
+    assert "startup.load = []" in lines
+    text = "\n".join(lines)
+    assert tomllib.loads(text)["http"]["max_body_size"] == "1MiB"
+    (tmp_path / "again").mkdir()
+    assert config_of(tmp_path / "again", text) == result.config
+    origins = {setting.key: origin for setting, _, origin in result.effective()}
+    assert origins["amqp.idle_timeout"] == str(tmp_path / "kamado.toml")
+    assert origins["http.idle_timeout"] == "default"
+
+
+def test_every_setting_has_a_default_a_form_and_a_line() -> None:
+    for key, setting in settings().items():
+        assert setting.doc.endswith("."), key
+        assert setting.kind.expected, key
+        assert "\n" not in setting.doc, key
