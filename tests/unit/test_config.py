@@ -115,8 +115,7 @@ def test_file_named_by_environment(tmp_path: Path) -> None:
     ],
 )
 def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
-    config = config_of(tmp_path, f"shutdown.grace = {text}
-")
+    config = config_of(tmp_path, f"shutdown.grace = {text}\n")
     assert config.shutdown.grace == seconds
 
 
