@@ -265,14 +265,12 @@ def _levels(value: object) -> dict[str, str]:
 
 
 def _database_url(value: object, directory: Path) -> str:
-    """Make the path of `sqlite:` absolute: `sqlite:///var/lib/x.db`, or relative as `sqlite://x.db`."""
+    """Make the path absolute: `sqlite:////var/lib/x.db` is absolute, `sqlite:///x.db` relative."""
     text = _text(value)
-    if not text.startswith("sqlite:"):
+    name = text.removeprefix("sqlite:///")
+    if name == text or not name or name.endswith("/") or name == ":memory:" or re.search("[?#]", name):
         raise ValueError
-    name = text.removeprefix("sqlite:").removeprefix("//")
-    if not name or name.endswith("/") or name == ":memory:" or "?" in name:
-        raise ValueError
-    return f"sqlite://{_path(name, directory)}"
+    return f"sqlite:///{_path(name, directory)}"
 
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -537,7 +535,7 @@ class ProvisioningConfig:
 
 
 def _default_database() -> str:
-    return f"sqlite://{platformdirs.user_data_path('kamado', appauthor=False) / 'kamado.db'}"
+    return f"sqlite:///{platformdirs.user_data_path('kamado', appauthor=False) / 'kamado.db'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -547,7 +545,8 @@ class StorageConfig:
     url: str = _dynamic(
         _default_database,
         Kind(
-            expected="sqlite:// and the path of a file, such as sqlite:///var/lib/kamado/kamado.db", parse=_database_url
+            expected="sqlite:/// and the path of a file, such as sqlite:////var/lib/kamado/kamado.db",
+            parse=_database_url,
         ),
         "The database. Default: `kamado.db` in the user's data directory; the path is in the start-up lines.",
         secret=True,

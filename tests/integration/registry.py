@@ -160,7 +160,7 @@ class Registry:
         self.config_file.touch()
         self.tls: TlsFiles | None = None
         self.settings: dict[str, str] = {
-            "storage.url": f"sqlite://{self.database}",
+            "storage.url": f"sqlite:///{self.database}",
             "http.insecure.port": "0",
             "amqp.insecure.port": "0",
             "health.port": "0",

@@ -54,7 +54,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert config.auth.lifetime == 600
     assert config.provisioning.verify_signature
     assert config.storage.auto_migrate
-    assert config.storage.url.startswith("sqlite:///")
+    assert config.storage.url.startswith("sqlite:////")
     assert (config.startup.deadline, config.shutdown.drain_delay, config.shutdown.grace) == (60, 5, 15)
 
 
@@ -194,10 +194,10 @@ def test_a_section_is_not_a_value(tmp_path: Path) -> None:
 
 def test_secret_from_a_file(tmp_path: Path) -> None:
     """Configuration 1.2, source 3: one trailing newline is stripped; giving both is an error."""
-    (tmp_path / "url").write_text("sqlite:///data/x.db\n")
+    (tmp_path / "url").write_text("sqlite:////data/x.db\n")
     environment = {"KAMADO_STORAGE__URL_FILE": str(tmp_path / "url")}
-    assert config_of(tmp_path, environment=environment).storage.url == "sqlite:///data/x.db"
-    both = environment | {"KAMADO_STORAGE__URL": "sqlite:///data/y.db"}
+    assert config_of(tmp_path, environment=environment).storage.url == "sqlite:////data/x.db"
+    both = environment | {"KAMADO_STORAGE__URL": "sqlite:////data/y.db"}
     (problem,) = problems_of(tmp_path, environment=both)
     assert "only one of them" in problem
     (problem,) = problems_of(tmp_path, environment={"KAMADO_STORAGE__URL_FILE": str(tmp_path / "none")})
@@ -209,11 +209,11 @@ def test_secret_from_a_file(tmp_path: Path) -> None:
 def test_value_of_a_secret_is_not_told(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, "storage.url = 'mysql://root:c4nary@host/db'\n")
     assert "c4nary" not in problem
-    assert "expected sqlite://" in problem
+    assert "expected sqlite:///" in problem
 
 
 @pytest.mark.parametrize(
-    "url", ["memory://", "sqlite://", "sqlite:///", "sqlite://:memory:", "sqlite:///a?mode=ro", "x"]
+    "url", ["memory://", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a?mode=ro", "sqlite://a.db", "x"]
 )
 def test_wrong_databases(tmp_path: Path, url: str) -> None:
     """There is no memory:// (settled)."""
@@ -225,12 +225,12 @@ def test_relative_paths_start_from_where_they_are_written(tmp_path: Path) -> Non
     directory = tmp_path / "etc"
     directory.mkdir()
     (directory / "a.json").write_text("[]")
-    (directory / "kamado.toml").write_text("storage.url = 'sqlite://../var/a.db'\nstartup.load = ['a.json']\n")
+    (directory / "kamado.toml").write_text("storage.url = 'sqlite:///../var/a.db'\nstartup.load = ['a.json']\n")
     config = load(config_file=directory / "kamado.toml", environment={}, directory=tmp_path / "cwd").config
-    assert config.storage.url == f"sqlite://{tmp_path}/var/a.db"
+    assert config.storage.url == f"sqlite:///{tmp_path}/var/a.db"
     assert config.startup.load == (directory / "a.json",)
-    config = load(assignments=["storage.url=sqlite://b.db"], environment={}, directory=tmp_path / "cwd").config
-    assert config.storage.url == f"sqlite://{tmp_path}/cwd/b.db"
+    config = load(assignments=["storage.url=sqlite:///b.db"], environment={}, directory=tmp_path / "cwd").config
+    assert config.storage.url == f"sqlite:///{tmp_path}/cwd/b.db"
 
 
 def test_files_must_be_readable(tmp_path: Path) -> None:
