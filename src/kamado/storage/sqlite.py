@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -63,7 +64,7 @@ _WRITER_PRAGMAS = ("PRAGMA cache_size = -16384", "PRAGMA wal_autocheckpoint = 40
 _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA cache_size = -8192", "PRAGMA mmap_size = 50331648")
 # The reader blocks the event loop while it waits. With WAL it waits only while another process recovers the log.
 _READER_TIMEOUT = 0.02
-_REOPEN_INTERVAL = 0.5
+_RECONNECT_INTERVAL = 0.5
 _LOG_INTERVAL = 1.0
 
 _PARAMETER = re.compile(r"\?(\d+)")
@@ -126,8 +127,11 @@ def _translate(statement: str) -> tuple[str, "itemgetter[Any] | None"]:
 class _Session:
     """`sql.Session` and `migrations.SchemaSession` over one connection."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, connect: Callable[[], sqlite3.Connection]) -> None:
         self.connection = connection
+        self._connect = connect
+        self._connected = time.monotonic()
+        self._closed = False
         self._translated: dict[str, tuple[str, itemgetter[Any] | None]] = {}
         self._logged = ("", 0.0)
 
@@ -171,6 +175,24 @@ class _Session:
             logger.error("database failed", extra={"error": f"{name}: {error}"})
         return Unavailable(_UNAVAILABLE.get(_code(error), "the database cannot be used now"))
 
+    def reconnect(self, error: sqlite3.Error) -> None:
+        """Replace the connection if `error` says that it may be broken, now and then until it works."""
+        now = time.monotonic()
+        if self._closed or _code(error) in _TRANSIENT or now - self._connected < _RECONNECT_INTERVAL:
+            return
+        self._connected = now
+        try:
+            connection = self._connect()
+        except sqlite3.Error as again:
+            logger.error("database cannot be opened again", extra={"error": f"{_name(again)}: {again}"})
+        else:
+            self.connection.close()
+            self.connection = connection
+
+    def close(self) -> None:
+        self._closed = True
+        self.connection.close()
+
     async def begin(self) -> None:
         await self.run("BEGIN IMMEDIATE")
 
@@ -187,25 +209,11 @@ class _Session:
 
 
 class _ReadSession(_Session):
-    """A session that replaces its connection when that is broken."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._opened = time.monotonic()
-        super().__init__(_connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS))
+    """A session that gets over a broken connection by itself: whatever it runs stands alone."""
 
     def failed(self, error: sqlite3.Error) -> Unavailable:
         unavailable = super().failed(error)
-        now = time.monotonic()
-        if _code(error) not in _TRANSIENT and now - self._opened >= _REOPEN_INTERVAL:
-            self._opened = now
-            try:
-                connection = _connect(self._path, "ro", _READER_TIMEOUT, _READER_PRAGMAS)
-            except sqlite3.Error as reopening:
-                logger.error("database cannot be opened again", extra={"error": f"{_name(reopening)}: {reopening}"})
-            else:
-                self.connection.close()
-                self.connection = connection
+        self.reconnect(error)
         return unavailable
 
 
@@ -220,6 +228,14 @@ def _connect(path: str, mode: str, timeout: float, pragmas: Sequence[str]) -> sq
         connection.close()
         raise
     return connection
+
+
+def _connect_writer(path: str, settings: StoreSettings) -> sqlite3.Connection:
+    return _connect(path, "rw", settings.busy_timeout, (*_PRAGMAS, *_WRITER_PRAGMAS))
+
+
+def _connect_reader(path: str) -> sqlite3.Connection:
+    return _connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS)
 
 
 def _create_file(path: Path) -> None:
@@ -287,10 +303,10 @@ def _open_writer(
         return connection, *_drive(_prepare(path, connection, settings, migrations, may_migrate=may_migrate))
     except BaseException as error:
         connection.close()
-        cause = error.__cause__ if isinstance(error, Unavailable) else error
-        if isinstance(cause, sqlite3.Error) and not isinstance(error, StorageError):
-            raise _opening_error(path, cause) from cause
-        raise
+        cause = _driver_error(error)
+        if cause is None:
+            raise
+        raise _opening_error(path, cause) from cause
 
 
 async def _prepare(
@@ -301,7 +317,7 @@ async def _prepare(
     *,
     may_migrate: bool,
 ) -> tuple[int, int]:
-    session = _Session(connection)
+    session = _Session(connection, partial(_connect_writer, path, settings))
     before = await find_version(session, path, migrations)
     latest = migrations[-1].number
     if before < latest and not may_migrate:
@@ -366,7 +382,8 @@ class SqliteStore:
     """`store.Store` over one SQLite file; see there. Made by `open_sqlite`."""
 
     def __init__(self, path: str, settings: StoreSettings, migrations: tuple[Migration, ...]) -> None:
-        self._path = path
+        # A change of the working directory must not change the database.
+        self._path = os.path.abspath(path)
         self._settings = settings
         self._migrations = migrations
         self._loop = asyncio.get_running_loop()
@@ -382,9 +399,14 @@ class SqliteStore:
     async def open(self) -> None:
         """Open both connections; raises as `open_store`."""
         self._thread.start()
-        await asyncio.shield(self._writer_opened)
         try:
-            self._reader = _ReadSession(self._path)
+            await asyncio.shield(self._writer_opened)
+        except asyncio.CancelledError:
+            self._jobs.put(None)
+            raise
+        try:
+            connect = partial(_connect_reader, self._path)
+            self._reader = _ReadSession(connect(), connect)
         except sqlite3.Error as error:
             self._jobs.put(None)
             await self._writer_ended
@@ -423,7 +445,7 @@ class SqliteStore:
             self._closed = True
             self._jobs.put(None)
             # The last connection to go folds the log into the database, and the reader could not.
-            self._reader.connection.close()
+            self._reader.close()
         await asyncio.shield(self._writer_ended)
 
     def _check_file(self) -> None:
@@ -435,6 +457,16 @@ class SqliteStore:
         if (now.st_dev, now.st_ino) != self._file:
             raise Unavailable("the database file was replaced; restart")
 
+    def _settle(self, outcomes: list[_Outcome]) -> None:
+        self._waiting -= len(outcomes)
+        for future, value, error in outcomes:
+            if future.done():
+                continue  # its caller was cancelled
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
     # What follows runs in the writer's thread.
 
     def _serve_writes(self) -> None:
@@ -442,39 +474,107 @@ class SqliteStore:
             connection, _, _ = _open_writer(
                 self._path, self._settings, self._migrations, may_migrate=self._settings.auto_migrate
             )
+            session = _Session(connection, partial(_connect_writer, self._path, self._settings))
+            status = os.stat(self._path)
+            self._file = status.st_dev, status.st_ino
         except BaseException as error:
             self._tell_loop(_fail, self._writer_opened, error)
             return
         try:
-            status = os.stat(self._path)
-            self._file = status.st_dev, status.st_ino
-            session = _Session(connection)
             transaction = SqlTransaction(session)
             self._tell_loop(_succeed, self._writer_opened)
-            while (job := self._jobs.get()) is not None:
-                outcomes, last = self._run_group(job, session, transaction)
+            closing = False
+            while not closing and (job := self._jobs.get()) is not None:
+                outcomes, closing = self._run_group(job, session, transaction)
                 self._tell_loop(self._settle, outcomes)
-                if last:
-                    break
         finally:
-            connection.close()
+            session.close()
             self._tell_loop(_succeed, self._writer_ended)
 
-    def _run_group(
-        self, job: _Job, session: _Session, transaction: SqlTransaction
-    ) -> tuple[list[_Outcome], bool]:
-        """Run a job, and what else waits, in one transaction.
+    def _run_group(self, first: _Job, session: _Session, transaction: SqlTransaction) -> tuple[list[_Outcome], bool]:
+        """Run a job, and what else is waiting, in one transaction.
 
         Returns:
-            The outcomes, true and durable; whether the store is to be closed now.
+            The outcomes, good to be told; whether the end of the queue was met.
         """
-        raise NotImplementedError
+        execute = session.connection.execute
+        group = [first]
+        outcomes: list[_Outcome] = []
+        closing = False
+        try:
+            self._check_file()
+            execute("BEGIN IMMEDIATE")
+            deadline = time.monotonic() + self._settings.max_group_time
+            for job in group:  # which grows meanwhile
+                if job.future.cancelled():
+                    outcomes.append(_Outcome(job.future, None, None))
+                else:
+                    execute("SAVEPOINT job")
+                    outcome = _run_job(job, transaction)
+                    outcomes.append(outcome)
+                    if outcome.error is not None:
+                        if not session.connection.in_transaction:
+                            # Out of space or I/O: SQLite has given up the whole transaction.
+                            raise Unavailable(str(outcome.error)) from outcome.error
+                        execute("ROLLBACK TO job")
+                    execute("RELEASE job")
+                if len(group) < self._settings.max_group_size and time.monotonic() < deadline:
+                    closing = self._take_waiting(group, 1)
+            execute("COMMIT")
+        except (sqlite3.Error, Unavailable) as error:
+            text = str(session.failed(error) if isinstance(error, sqlite3.Error) else error)
+            _undo(session, error)
+            # Whoever waits behind would wait as long again for the same answer.
+            closing = closing or self._take_waiting(group, self._settings.max_waiting_writes)
+            # Also for those that failed by themselves: what they saw of the others has not happened.
+            outcomes = [_Outcome(job.future, None, Unavailable(text)) for job in group]
+        return outcomes, closing
 
-    def _settle(self, outcomes: list[_Outcome]) -> None:
-        self._waiting -= len(outcomes)
+    def _take_waiting(self, group: list[_Job], number: int) -> bool:
+        """Add up to `number` waiting jobs to a group; return whether the end of the queue was met."""
+        try:
+            for _ in range(number):
+                job = self._jobs.get_nowait()
+                if job is None:
+                    return True
+                group.append(job)
+        except queue.Empty:
+            pass
+        return False
 
     def _tell_loop(self, function: Callable[..., object], *arguments: object) -> None:
-        self._loop.call_soon_threadsafe(function, *arguments)
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            # The loop is closed: nobody is left to be told. What was committed stays committed.
+            logger.debug("event loop ended before the database was closed")
+
+
+def _undo(session: _Session, error: Exception) -> None:
+    """Leave the transaction that `error` ended, whatever state it is in."""
+    try:
+        if session.connection.in_transaction:
+            session.connection.execute("ROLLBACK")
+    except sqlite3.Error as another:
+        session.failed(another)
+        error = another
+    cause = _driver_error(error)
+    if cause is not None:
+        session.reconnect(cause)
+
+
+def _driver_error(error: BaseException) -> sqlite3.Error | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__
+    return cause
+
+
+def _run_job(job: _Job, transaction: SqlTransaction) -> _Outcome:
+    try:
+        return _Outcome(job.future, _drive(job.work(transaction)), None)
+    except BaseException as error:  # its caller's affair, whatever it is
+        return _Outcome(job.future, None, error)
 
 
 def _succeed(future: "asyncio.Future[None]") -> None:
@@ -503,7 +603,10 @@ async def migrate_sqlite(
 
     def run() -> tuple[int, int]:
         connection, before, after = _open_writer(
-            path, settings, load_migrations("sqlite") if migrations is None else migrations, may_migrate=True
+            os.path.abspath(path),
+            settings,
+            load_migrations("sqlite") if migrations is None else migrations,
+            may_migrate=True,
         )
         connection.close()
         return before, after
