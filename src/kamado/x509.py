@@ -802,7 +802,9 @@ def _pss(parameters: _Element) -> tuple[padding.PSS, hashes.HashAlgorithm]:
                     raise BadRequest("unknown mask generation function")
                 mask_digest = _hash(_next(mask, _SEQUENCE))
             case 0xA2:
-                salt_length = int.from_bytes(_next(parts, _INTEGER).content[:8], "big", signed=True)
+                salt_length = int.from_bytes(_next(parts, _INTEGER).content, "big", signed=True)
+                if not 0 <= salt_length <= 1024:
+                    raise BadRequest("no possible salt length")
     return padding.PSS(padding.MGF1(mask_digest), salt_length), digest
 
 
