@@ -125,7 +125,7 @@ FIND_ALIAS_OWNER = "SELECT tenant_id FROM tenant_aliases WHERE alias = ?1"
 INSERT_ALIAS = "INSERT INTO tenant_aliases (alias, tenant_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING"
 DELETE_ALIAS = "DELETE FROM tenant_aliases WHERE tenant_id = ?1"
 
-LIST_ANCHOR_NAMES = "SELECT name, owner FROM trust_anchors WHERE tenant_id = ?1 ORDER BY name"
+LIST_ANCHOR_NAMES = "SELECT name, owner FROM trust_anchors WHERE tenant_id = ?1"
 DELETE_ANCHORS = "DELETE FROM trust_anchors WHERE tenant_id = ?1"
 INSERT_ANCHOR = "INSERT INTO trust_anchors (tenant_id, name, owner) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING"
 CLAIM_NAME = "INSERT INTO trust_anchor_names (name, owner) VALUES (?1, ?2) ON CONFLICT DO NOTHING"
@@ -353,7 +353,7 @@ class SqlTransaction:
         owner = _anchor_owner(tenant_id, tenant)
         names = _anchor_names(tenant)
         present = await self._all(LIST_ANCHOR_NAMES, tenant_id)
-        if sorted((name, owner) for name in names) == [tuple(row) for row in present]:
+        if {(name, owner) for name in names} == {tuple(row) for row in present}:
             return
         # All go before any comes: a tenant that is alone with a name may change the group it holds it for.
         await self._release_anchors(tenant_id, present)
