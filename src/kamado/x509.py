@@ -779,7 +779,8 @@ def _is_signed_by(certificate: Certificate, public_key: bytes) -> bool:
                 key.verify(signature, signed, ec.ECDSA(digest))
             case dsa.DSAPublicKey():
                 key.verify(signature, signed, digest)
-            case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+            case _:
+                assert isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey)
                 key.verify(signature, signed)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError, BadRequest):
         # Besides a wrong signature: parameters or sizes that the algorithm cannot have.

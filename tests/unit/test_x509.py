@@ -418,7 +418,7 @@ def certificate_of(
     subject: bytes = name([("CN", "utf8", "dev")]),
     public_key: bytes = CA_SPKI,
     rest: bytes = b"",
-    signature: bytes = b"\3\3\0\1\2",
+    signature: bytes = tlv(3, b"\0" * 99),
     trailer: bytes = b"",
 ) -> bytes:
     signed = sequence(version, serial, inner, issuer, validity, subject, public_key, rest)
@@ -462,9 +462,9 @@ def test_odd_certificates_are_read(der: bytes) -> None:
         certificate_of(public_key=sequence(ECDSA_SHA256, b"\3\1\0", b"\5\0")),
         certificate_of(rest=b"\x30\0"),
         certificate_of(trailer=b"\5\0"),
-        certificate_of(signature=b"\3\0"),
-        certificate_of(signature=b"\3\2\1\2"),
-        certificate_of(signature=b""),
+        certificate_of(signature=b"\3\0", subject=name([("CN", "utf8", "x" * 99)])),
+        certificate_of(signature=tlv(3, b"\1" * 99)),
+        certificate_of(signature=tlv(4, b"\0" * 99)),
         certificate_of(validity=sequence(tlv(0x17, b"240101000000Z"))),
         certificate_of(validity=sequence(*[tlv(0x17, b"240101000000Z")] * 3)),
     ],
@@ -646,7 +646,7 @@ def algorithm(oid: str, *parameters: bytes) -> bytes:
                 algorithm(RSASSA_PSS, sequence(tlv(0xA0, algorithm(MD5_RSA)))),
                 algorithm(RSASSA_PSS, sequence(tlv(0xA1, algorithm(MD5_RSA)))),
                 algorithm(RSASSA_PSS, sequence(tlv(0xA2, tlv(2, b"\xff")))),
-                algorithm(RSASSA_PSS, sequence(tlv(0xA2, tlv(2, b"\x7f" * 8)), tlv(0xA3, tlv(2, b"\1")))),
+                algorithm(RSASSA_PSS, sequence(tlv(0xA3, tlv(2, b"\1")), tlv(0xA2, tlv(2, b"\x7f" * 8)))),
                 sequence(),
                 sequence(b"\6\0"),
             )
