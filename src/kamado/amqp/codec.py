@@ -1,12 +1,1302 @@
-"""AMQP 1.0 types, performatives and message sections <-> bytes."""
+"""AMQP 1.0 types, performatives and message sections <-> bytes ("AMQP" below: OASIS AMQP 1.0, part and section).
 
-__all__ = ["Symbol", "encode_reply"]
+Hides how anything is laid out on the wire. Knows nothing of connections, sessions and time, so every function here is
+pure. Whatever the bytes are, reading them ends in a value or in `DecodeError`.
+
+Values: `None`, `bool`, `str` (string), `bytes` (binary), `uuid.UUID`, `float` (double), `int` (long), `list` and `dict`
+(map) are themselves. The other AMQP types have a class of their own, a subclass of the Python type that they behave
+like, so that a value keeps its type from peer to peer: `Symbol`, `UInt`, `Timestamp` and so on.
+"""
+
+import functools
+import itertools
+import os
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+
+import msgspec
+
+__all__ = [
+    "UNUSABLE",
+    "Array",
+    "Attach",
+    "Begin",
+    "Byte",
+    "Char",
+    "Close",
+    "Decimal32",
+    "Decimal64",
+    "Decimal128",
+    "DecodeError",
+    "Described",
+    "Detach",
+    "Disposition",
+    "EncodeError",
+    "End",
+    "Error",
+    "Float",
+    "Flow",
+    "Int",
+    "Map",
+    "Message",
+    "Open",
+    "Performative",
+    "Properties",
+    "Request",
+    "SaslChallenge",
+    "SaslInit",
+    "SaslMechanisms",
+    "SaslOutcome",
+    "SaslResponse",
+    "Short",
+    "Symbol",
+    "Terminus",
+    "Timestamp",
+    "Transfer",
+    "UByte",
+    "UInt",
+    "ULong",
+    "UShort",
+    "Unusable",
+    "decode",
+    "decode_message",
+    "decode_performative",
+    "decode_request",
+    "encode",
+    "encode_frame",
+    "encode_message",
+    "encode_performative",
+    "encode_reply",
+    "read_properties_tail",
+    "skip",
+]
+
+
+class DecodeError(Exception):
+    """The bytes are not AMQP 1.0, or not what stands in this place."""
+
+
+class EncodeError(ValueError):
+    """The value has no form in AMQP 1.0."""
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+class UByte(int):
+    __slots__ = ()
+
+
+class UShort(int):
+    __slots__ = ()
+
+
+class UInt(int):
+    __slots__ = ()
+
+
+class ULong(int):
+    __slots__ = ()
+
+
+class Byte(int):
+    __slots__ = ()
+
+
+class Short(int):
+    __slots__ = ()
+
+
+class Int(int):
+    """AMQP int, 32 bit signed: the type of `status` in replies. A plain `int` is a long."""
+
+    __slots__ = ()
+
+
+class Timestamp(int):
+    """Milliseconds since 1970."""
+
+    __slots__ = ()
+
+
+class Float(float):
+    """32 bit. A plain `float` is a double."""
+
+    __slots__ = ()
+
+
+class Char(str):
+    """One code point."""
+
+    __slots__ = ()
 
 
 class Symbol(str):
-    """An AMQP symbol. A plain `str` is an AMQP string."""
+    """ASCII. A plain `str` is an AMQP string."""
 
     __slots__ = ()
+
+
+class Decimal32(bytes):
+    """IEEE 754 decimal, kept as its bytes, like its two brothers: nothing here computes with it."""
+
+    __slots__ = ()
+
+
+class Decimal64(bytes):
+    __slots__ = ()
+
+
+class Decimal128(bytes):
+    __slots__ = ()
+
+
+class Described(NamedTuple):
+    """A value with a descriptor (AMQP 1.2): `ULong` or `Symbol` by the standard, anything on the wire."""
+
+    descriptor: object
+    value: object
+
+
+class Map(list[tuple[object, object]]):
+    """A map that a `dict` cannot hold: keys that are lists, or equal in Python though of different AMQP types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An AMQP array: all items have one constructor, `descriptors` (mostly none) and `code` (AMQP 1.6.24)."""
+
+    items: Sequence[object]
+    code: int
+    descriptors: tuple[object, ...] = ()
+
+    @classmethod
+    def of_symbols(cls, symbols: Iterable[str]) -> "Array":
+        return cls(tuple(map(Symbol, symbols)), 0xA3)
+
+
+# --- Bytes -> values --------------------------------------------------------------------------------------------------
+
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_u16 = _U16.unpack_from
+_u32 = _U32.unpack_from
+
+# Deeper nesting than this is an attack on the stack, not a message.
+_MAX_DEPTH: Final = 32
+# Items of no width cost the sender nothing: four bytes could ask for 4 G of them.
+_MAX_EMPTY_ITEMS: Final = 4096
+
+_Reader = Callable[[bytes, int, int], tuple[object, int]]
+
+
+def _fixed(format_: str, convert: Callable[[Any], object] | None = None) -> _Reader:
+    layout = struct.Struct(">" + format_)
+    unpack, size = layout.unpack_from, layout.size
+
+    def read(data: bytes, pos: int, _depth: int) -> tuple[object, int]:
+        (value,) = unpack(data, pos)
+        return (value if convert is None else convert(value)), pos + size
+
+    return read
+
+
+def _constant(value: object) -> _Reader:
+    def read(_data: bytes, pos: int, _depth: int) -> tuple[object, int]:
+        return value, pos
+
+    return read
+
+
+def _variable(wide: bool, convert: Callable[[bytes], object] | None = None) -> _Reader:
+    def read(data: bytes, pos: int, _depth: int) -> tuple[object, int]:
+        if wide:
+            start = pos + 4
+            end = start + _u32(data, pos)[0]
+        else:
+            start = pos + 1
+            end = start + data[pos]
+        if end > len(data):
+            raise DecodeError("a value is longer than what holds it")
+        value = data[start:end]
+        return (value if convert is None else convert(value)), end
+
+    return read
+
+
+def _read_bool(data: bytes, pos: int, _depth: int) -> tuple[object, int]:
+    if data[pos] > 1:
+        raise DecodeError("a boolean is neither 0 nor 1")
+    return data[pos] == 1, pos + 1
+
+
+def _to_char(number: int) -> Char:
+    if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
+        raise DecodeError("a char is not a code point")
+    return Char(chr(number))
+
+
+def _bounds(data: bytes, pos: int, wide: bool, depth: int) -> tuple[int, int, int]:
+    """Read size and count of a compound value: (start of its items, its end, count)."""
+    if depth >= _MAX_DEPTH:
+        raise DecodeError("values are nested too deep")
+    if wide:
+        end, count, start = pos + 4 + _u32(data, pos)[0], _u32(data, pos + 4)[0], pos + 8
+    else:
+        end, count, start = pos + 1 + data[pos], data[pos + 1], pos + 2
+    if end > len(data) or start > end:
+        raise DecodeError("a value is longer than what holds it")
+    return start, end, count
+
+
+def _read_items(data: bytes, pos: int, end: int, count: int, depth: int) -> list[object]:
+    if count > end - pos:  # each item has at least its constructor
+        raise DecodeError("a list or map has fewer items than it says")
+    items: list[object] = []
+    for _ in range(count):
+        value, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+        items.append(value)
+    if pos != end:
+        raise DecodeError("the items of a list or map do not fill it")
+    return items
+
+
+def _list(wide: bool) -> _Reader:
+    def read(data: bytes, pos: int, depth: int) -> tuple[object, int]:
+        start, end, count = _bounds(data, pos, wide, depth)
+        return _read_items(data, start, end, count, depth), end
+
+    return read
+
+
+def _map(wide: bool) -> _Reader:
+    def read(data: bytes, pos: int, depth: int) -> tuple[object, int]:
+        start, end, count = _bounds(data, pos, wide, depth)
+        if count % 2:
+            raise DecodeError("a map has a key without a value")
+        items = _read_items(data, start, end, count, depth)
+        pairs = list(zip(items[::2], items[1::2], strict=True))
+        try:
+            result = dict(pairs)
+        except TypeError:  # a key that cannot be hashed
+            return Map(pairs), end
+        return (result if len(result) == len(pairs) else Map(pairs)), end
+
+    return read
+
+
+def _array(wide: bool) -> _Reader:
+    def read(data: bytes, pos: int, depth: int) -> tuple[object, int]:
+        start, end, count = _bounds(data, pos, wide, depth)
+        descriptors: list[object] = []
+        code, pos = data[start], start + 1
+        while code == 0:
+            if len(descriptors) >= _MAX_DEPTH:
+                raise DecodeError("values are nested too deep")
+            descriptor, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+            descriptors.append(descriptor)
+            code, pos = data[pos], pos + 1
+        if count > max(end - pos, _MAX_EMPTY_ITEMS):
+            raise DecodeError("an array has fewer items than it says")
+        reader = _READ[code]
+        items = []
+        for _ in range(count):
+            value, pos = reader(data, pos, depth + 1)
+            items.append(value)
+        if pos != end:
+            raise DecodeError("the items of an array do not fill it")
+        return Array(tuple(items), code, tuple(descriptors)), end
+
+    return read
+
+
+def _read_described(data: bytes, pos: int, depth: int) -> tuple[object, int]:
+    if depth >= _MAX_DEPTH:
+        raise DecodeError("values are nested too deep")
+    descriptor, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+    value, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+    return Described(descriptor, value), pos
+
+
+def _read_unknown(_data: bytes, _pos: int, _depth: int) -> tuple[object, int]:
+    raise DecodeError("a constructor is none of AMQP 1.0")
+
+
+def _text(data: bytes) -> str:
+    return data.decode()
+
+
+def _symbol(data: bytes) -> Symbol:
+    return Symbol(data.decode("ascii"))
+
+
+_READ: Final[list[_Reader]] = [_read_unknown] * 256
+for _code, _reader in {
+    0x00: _read_described,
+    0x40: _constant(None),
+    0x41: _constant(True),
+    0x42: _constant(False),
+    0x43: _constant(UInt(0)),
+    0x44: _constant(ULong(0)),
+    0x50: _fixed("B", UByte),
+    0x51: _fixed("b", Byte),
+    0x52: _fixed("B", UInt),
+    0x53: _fixed("B", ULong),
+    0x54: _fixed("b", Int),
+    0x55: _fixed("b"),
+    0x56: _read_bool,
+    0x60: _fixed("H", UShort),
+    0x61: _fixed("h", Short),
+    0x70: _fixed("I", UInt),
+    0x71: _fixed("i", Int),
+    0x72: _fixed("f", Float),
+    0x73: _fixed("I", _to_char),
+    0x74: _fixed("4s", Decimal32),
+    0x80: _fixed("Q", ULong),
+    0x81: _fixed("q"),
+    0x82: _fixed("d"),
+    0x83: _fixed("q", Timestamp),
+    0x84: _fixed("8s", Decimal64),
+    0x94: _fixed("16s", Decimal128),
+    0x98: _fixed("16s", lambda data: uuid.UUID(bytes=data)),
+    0xA0: _variable(False),
+    0xA1: _variable(False, _text),
+    0xA3: _variable(False, _symbol),
+    0xB0: _variable(True),
+    0xB1: _variable(True, _text),
+    0xB3: _variable(True, _symbol),
+    0xC0: _list(False),
+    0xC1: _map(False),
+    0xD0: _list(True),
+    0xD1: _map(True),
+    0xE0: _array(False),
+    0xF0: _array(True),
+}.items():
+    _READ[_code] = _reader
+_READ[0x45] = lambda _data, pos, _depth: ([], pos)
+
+
+def decode(data: bytes, pos: int = 0) -> tuple[object, int]:
+    """Read one value with its constructor at `pos`; return it and where it ends.
+
+    Raises:
+        DecodeError: There is no complete, correct value.
+    """
+    try:
+        return _READ[data[pos]](data, pos + 1, 0)
+    except (IndexError, struct.error):
+        raise DecodeError("a value is cut off") from None
+    except UnicodeDecodeError:
+        raise DecodeError("a string is not UTF-8, or a symbol not ASCII") from None
+
+
+def _skip(data: bytes, pos: int) -> int:
+    code = data[pos]
+    for _ in range(_MAX_DEPTH):
+        if code:
+            break
+        pos = _skip_plain(data, pos + 1)  # the descriptor
+        code = data[pos]
+    return _skip_plain(data, pos)
+
+
+# Width of the value after its constructor, by the upper half of the code (AMQP 1.2); negative: of its size field.
+_WIDTHS: Final = (None, None, None, None, 0, 1, 2, 4, 8, 16, -1, -4, -1, -4, -1, -4)
+
+
+def _skip_plain(data: bytes, pos: int) -> int:
+    width = _WIDTHS[data[pos] >> 4]
+    if width is None:
+        raise DecodeError("a constructor is none of AMQP 1.0")
+    if width >= 0:
+        end = pos + 1 + width
+    elif width == -1:
+        end = pos + 2 + data[pos + 1]
+    else:
+        end = pos + 5 + _u32(data, pos + 1)[0]
+    if end > len(data):
+        raise DecodeError("a value is longer than what holds it")
+    return end
+
+
+def skip(data: bytes, pos: int) -> int:
+    """Return where the value at `pos` ends, without looking into it.
+
+    Raises:
+        DecodeError: It does not end within the data.
+    """
+    try:
+        return _skip(data, pos)
+    except (IndexError, struct.error):
+        raise DecodeError("a value is cut off") from None
+
+
+# --- Values -> bytes --------------------------------------------------------------------------------------------------
+
+
+def _put_sized(wide: bool) -> Callable[[Any], bytes]:
+    if wide:
+        return lambda data: _U32.pack(len(data)) + data
+    return lambda data: bytes((len(data),)) + data
+
+
+def _compound(content: bytes, count: int, wide: bool) -> bytes:
+    if wide:
+        return struct.pack(">II", len(content) + 4, count) + content
+    return bytes((len(content) + 1, count)) + content
+
+
+def _flatten(value: Any) -> list[object]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return [item for pair in pairs for item in pair]
+
+
+def _put_array(value: Any, wide: bool) -> bytes:
+    head = b"".join(b"\0" + encode(descriptor) for descriptor in value.descriptors) + bytes((value.code,))
+    put = _PUT[value.code]
+    return _compound(head + b"".join(map(put, value.items)), len(value.items), wide)
+
+
+def _pack(format_: str) -> Callable[[Any], bytes]:
+    return struct.Struct(">" + format_).pack
+
+
+# How the data of each code is written, without its constructor, as the items of an array are.
+_PUT: Final[dict[int, Callable[[Any], bytes]]] = {
+    **dict.fromkeys((0x40, 0x41, 0x42, 0x43, 0x44, 0x45), lambda _value: b""),
+    **dict.fromkeys((0x50, 0x52, 0x53, 0x56), _pack("B")),
+    **dict.fromkeys((0x51, 0x54, 0x55), _pack("b")),
+    0x60: _pack("H"),
+    0x61: _pack("h"),
+    0x70: _pack("I"),
+    0x71: _pack("i"),
+    0x72: _pack("f"),
+    0x73: lambda value: _U32.pack(ord(value)),
+    0x80: _pack("Q"),
+    **dict.fromkeys((0x81, 0x83), _pack("q")),
+    0x82: _pack("d"),
+    0x74: _pack("4s"),
+    0x84: _pack("8s"),
+    0x94: _pack("16s"),
+    0x98: lambda value: bytes(value.bytes),
+    0xA0: _put_sized(False),
+    0xA1: lambda value: _put_sized(False)(value.encode()),
+    0xA3: lambda value: _put_sized(False)(value.encode("ascii")),
+    0xB0: _put_sized(True),
+    0xB1: lambda value: _put_sized(True)(value.encode()),
+    0xB3: lambda value: _put_sized(True)(value.encode("ascii")),
+    0xC0: lambda value: _compound(b"".join(map(encode, value)), len(value), False),
+    0xC1: lambda value: _compound(b"".join(map(encode, _flatten(value))), 2 * len(value), False),
+    0xD0: lambda value: _compound(b"".join(map(encode, value)), len(value), True),
+    0xD1: lambda value: _compound(b"".join(map(encode, _flatten(value))), 2 * len(value), True),
+    0xE0: lambda value: _put_array(value, False),
+    0xF0: lambda value: _put_array(value, True),
+}
+
+
+def _short_or(short: int, wide: int) -> Callable[[Any], bytes]:
+    """Write variable or compound data in its one-byte form where it fits."""
+
+    def write(value: Any) -> bytes:
+        data = _PUT[wide](value)
+        if wide < 0xC0:
+            if len(data) - 4 <= 255:
+                return bytes((short, len(data) - 4)) + data[4:]
+        elif len(data) - 8 <= 254 and data[4:7] == b"\0\0\0":
+            return bytes((short, len(data) - 7, data[7])) + data[8:]
+        return bytes((wide,)) + data
+
+    return write
+
+
+_write_list = _short_or(0xC0, 0xD0)
+
+
+def _constructed(code: int) -> Callable[[Any], bytes]:
+    prefix, put = bytes((code,)), _PUT[code]
+    return lambda value: prefix + put(value)
+
+
+def _write_uint(value: int) -> bytes:
+    if value == 0:
+        return b"\x43"
+    return b"\x52" + _PUT[0x52](value) if 0 < value < 256 else b"\x70" + _PUT[0x70](value)
+
+
+_SMALL_SIGNED = range(-128, 128)
+_WRITE: Final[dict[type, Callable[[Any], bytes]]] = {
+    type(None): lambda _value: b"\x40",
+    bool: lambda value: b"\x41" if value else b"\x42",
+    UByte: _constructed(0x50),
+    UShort: _constructed(0x60),
+    UInt: _write_uint,
+    ULong: lambda value: (
+        b"\x44" if value == 0 else b"\x53" + _PUT[0x53](value) if 0 < value < 256 else b"\x80" + _PUT[0x80](value)
+    ),
+    Byte: _constructed(0x51),
+    Short: _constructed(0x61),
+    Int: lambda value: b"\x54" + _PUT[0x54](value) if value in _SMALL_SIGNED else b"\x71" + _PUT[0x71](value),
+    int: lambda value: b"\x55" + _PUT[0x55](value) if value in _SMALL_SIGNED else b"\x81" + _PUT[0x81](value),
+    Float: _constructed(0x72),
+    float: _constructed(0x82),
+    Decimal32: _constructed(0x74),
+    Decimal64: _constructed(0x84),
+    Decimal128: _constructed(0x94),
+    Char: _constructed(0x73),
+    Timestamp: _constructed(0x83),
+    uuid.UUID: _constructed(0x98),
+    bytes: _short_or(0xA0, 0xB0),
+    str: _short_or(0xA1, 0xB1),
+    Symbol: _short_or(0xA3, 0xB3),
+    list: lambda value: _write_list(value) if value else b"\x45",
+    dict: _short_or(0xC1, 0xD1),
+    Map: _short_or(0xC1, 0xD1),
+    Array: _short_or(0xE0, 0xF0),
+    Described: lambda value: b"\0" + encode(value.descriptor) + encode(value.value),
+}
+
+
+def encode(value: object) -> bytes:
+    """Encode a value with its constructor, in the shortest form of its type.
+
+    Raises:
+        EncodeError: Not one of the types of this module, or out of the range of its type.
+    """
+    write = _WRITE.get(type(value))
+    if write is None:
+        raise EncodeError(f"{type(value).__name__} is no AMQP type")
+    try:
+        return write(value)
+    except (struct.error, ValueError, TypeError, OverflowError) as error:
+        raise EncodeError(f"a value does not fit its AMQP type: {error}") from None
+
+
+# --- Composite types: lists whose fields have names and types (AMQP 1.4) ----------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """What may stand in a field. `read` gets the decoded value, never null, and its bytes."""
+
+    read: Callable[[Any, bytes], Any]
+    write: Callable[[Any], bytes] = encode
+
+
+def _exactly(type_: type, plain: Callable[[Any], Any] | None = None) -> _Kind:
+    """Only this AMQP type; in Python the `plain` type, where the class only tells what is on the wire."""
+
+    def read(value: Any, _raw: bytes) -> Any:
+        if type(value) is not type_:
+            raise DecodeError(f"a field is not of type {type_.__name__.lower()}")
+        return plain(value) if plain is not None else value
+
+    return _Kind(read, (lambda value: encode(type_(value))) if plain is not None else encode)
+
+
+_STRING = _exactly(str)
+_SYMBOL = _exactly(Symbol, str)
+_BINARY = _exactly(bytes)
+_BOOLEAN = _exactly(bool)
+_UBYTE = _exactly(UByte, int)
+_USHORT = _exactly(UShort, int)
+_UINT = _exactly(UInt, int)
+_ULONG = _exactly(ULong, int)
+_ANY = _Kind(lambda value, _raw: value)
+
+
+def _read_map(value: Any, _raw: bytes) -> Any:
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, Map):  # nothing here needs the keys that made it one
+        return {key: item for key, item in value if isinstance(key, str)}
+    raise DecodeError("a field is not a map")
+
+
+_MAP = _Kind(_read_map)
+
+
+def _read_symbols(value: Any, _raw: bytes) -> tuple[str, ...]:
+    """A field with multiple="true": null, one value or an array of them."""
+    if type(value) is Symbol:
+        return (str(value),)
+    if type(value) is Array and all(type(item) is Symbol for item in value.items):
+        return tuple(map(str, value.items))
+    raise DecodeError("a field holds no symbols")
+
+
+_SYMBOLS = _Kind(_read_symbols, lambda value: encode(Array.of_symbols(value)))
+
+
+def _descriptor_code(descriptor: object) -> int | None:
+    if type(descriptor) is ULong:
+        return int(descriptor)
+    if type(descriptor) is Symbol:
+        return _SYMBOLIC.get(descriptor)
+    return None
+
+
+# Composite types may be announced by name instead of number (AMQP 1.2: descriptors).
+_SYMBOLIC: Final = {
+    "amqp:open:list": 0x10,
+    "amqp:begin:list": 0x11,
+    "amqp:attach:list": 0x12,
+    "amqp:flow:list": 0x13,
+    "amqp:transfer:list": 0x14,
+    "amqp:disposition:list": 0x15,
+    "amqp:detach:list": 0x16,
+    "amqp:end:list": 0x17,
+    "amqp:close:list": 0x18,
+    "amqp:error:list": 0x1D,
+    "amqp:received:list": 0x23,
+    "amqp:accepted:list": 0x24,
+    "amqp:rejected:list": 0x25,
+    "amqp:released:list": 0x26,
+    "amqp:modified:list": 0x27,
+    "amqp:source:list": 0x28,
+    "amqp:target:list": 0x29,
+    "amqp:coordinator:list": 0x30,
+    "amqp:sasl-mechanisms:list": 0x40,
+    "amqp:sasl-init:list": 0x41,
+    "amqp:sasl-challenge:list": 0x42,
+    "amqp:sasl-response:list": 0x43,
+    "amqp:sasl-outcome:list": 0x44,
+    "amqp:header:list": 0x70,
+    "amqp:delivery-annotations:map": 0x71,
+    "amqp:message-annotations:map": 0x72,
+    "amqp:properties:list": 0x73,
+    "amqp:application-properties:map": 0x74,
+    "amqp:data:binary": 0x75,
+    "amqp:amqp-sequence:list": 0x76,
+    "amqp:amqp-value:*": 0x77,
+    "amqp:footer:map": 0x78,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """AMQP 2.8.14. `info` is neither read nor written."""
+
+    condition: str
+    description: str | None = None
+
+    @classmethod
+    def read(cls, value: Any, _raw: bytes = b"") -> "Error":
+        items = value.value if isinstance(value, Described) and _descriptor_code(value.descriptor) == 0x1D else None
+        if not isinstance(items, list) or not items or type(items[0]) is not Symbol:
+            raise DecodeError("an error is malformed")
+        description = items[1] if len(items) > 1 and type(items[1]) is str else None
+        return cls(str(items[0]), description)
+
+    def encode(self) -> bytes:
+        return encode(Described(ULong(0x1D), [Symbol(self.condition), self.description]))
+
+
+@dataclass(frozen=True, slots=True)
+class Terminus:
+    """Source or target of a link. `raw` is how the peer wrote it, since an answer repeats it unchanged."""
+
+    raw: bytes
+    address: str | None = None
+    dynamic: bool = False
+    is_coordinator: bool = False
+
+    @classmethod
+    def source(cls, address: str | None) -> "Terminus":
+        return cls(encode(Described(ULong(0x28), [address] if address is not None else [])), address)
+
+    @classmethod
+    def target(cls, address: str | None) -> "Terminus":
+        return cls(encode(Described(ULong(0x29), [address] if address is not None else [])), address)
+
+    @classmethod
+    def read(cls, value: Any, raw: bytes) -> "Terminus":
+        code = _descriptor_code(value.descriptor) if isinstance(value, Described) else None
+        if code not in {0x28, 0x29, 0x30} or not isinstance(value.value, list):
+            raise DecodeError("a source or target is malformed")
+        if code == 0x30:
+            return cls(raw, is_coordinator=True)
+        items = value.value
+        address = items[0] if items and type(items[0]) is str else None
+        return cls(raw, address, dynamic=len(items) > 4 and items[4] is True)
+
+
+_ERROR = _Kind(Error.read, Error.encode)
+_TERMINUS = _Kind(Terminus.read, lambda terminus: terminus.raw)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Composite:
+    code: ClassVar[int]
+    kinds: ClassVar[tuple[_Kind, ...]]
+
+
+_C = TypeVar("_C", bound=_Composite)
+
+
+class _Layout(NamedTuple):
+    cls: type[Any]
+    head: bytes
+    names: tuple[str, ...]
+    kinds: tuple[_Kind, ...]
+    defaults: tuple[object, ...]
+
+
+_LAYOUTS: Final[dict[type[Any], _Layout]] = {}
+
+
+def _laid_out(cls: type[_C]) -> type[_C]:
+    """Note the fields of a composite type once, for both directions."""
+    members = fields(cls)
+    _LAYOUTS[cls] = _Layout(
+        cls,
+        b"\0\x53" + bytes((cls.code,)),
+        tuple(member.name for member in members),
+        cls.kinds,
+        tuple(member.default for member in members),
+    )
+    return cls
+
+
+def _read_composite(cls: type[_C], data: bytes, pos: int) -> tuple[_C, int]:
+    """Read the list at `pos` as the fields of `cls`; fields beyond those that we know are skipped."""
+    layout = _LAYOUTS[cls]
+    code = data[pos]
+    if code == 0x45:
+        pos, end, count = pos + 1, pos + 1, 0
+    elif code in {0xC0, 0xD0}:
+        pos, end, count = _bounds(data, pos + 1, code == 0xD0, 0)
+    else:
+        raise DecodeError("a performative is not a list")
+    values: dict[str, object] = {}
+    for index in range(count):
+        if pos >= end:
+            raise DecodeError("a list has fewer items than it says")
+        if index >= len(layout.kinds):
+            pos = _skip(data, pos)
+            continue
+        value, stop = _READ[data[pos]](data, pos + 1, 1)
+        if value is not None:
+            values[layout.names[index]] = layout.kinds[index].read(value, data[pos:stop])
+        pos = stop
+    if pos != end:
+        raise DecodeError("the items of a list do not fill it")
+    for name, default in zip(layout.names, layout.defaults, strict=True):
+        if default is MISSING and name not in values:
+            raise DecodeError(f"the mandatory field {name.replace('_', '-')} is missing")
+    return cls(**values), end
+
+
+def encode_performative(performative: _Composite) -> bytes:
+    """Encode a performative, a SASL frame's body or properties, as short as it can be."""
+    layout = _LAYOUTS[type(performative)]
+    items: list[bytes] = []
+    count = 0
+    for name, kind, default in zip(layout.names, layout.kinds, layout.defaults, strict=True):
+        value = getattr(performative, name)
+        if value is None or (default is not MISSING and value == default):
+            items.append(b"\x40")
+        else:
+            items.append(kind.write(value))
+            count = len(items)
+    if not count:
+        return layout.head + b"\x45"
+    content = b"".join(items[:count])
+    wide = len(content) > 254
+    return layout.head + (b"\xd0" if wide else b"\xc0") + _compound(content, count, wide)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Open(_Composite):
+    code = 0x10
+    container_id: str
+    hostname: str | None = None
+    max_frame_size: int = 0xFFFFFFFF
+    channel_max: int = 0xFFFF
+    idle_time_out: int | None = None
+    outgoing_locales: tuple[str, ...] = ()
+    incoming_locales: tuple[str, ...] = ()
+    offered_capabilities: tuple[str, ...] = ()
+    desired_capabilities: tuple[str, ...] = ()
+    properties: Mapping[object, object] | None = None
+    kinds = (_STRING, _STRING, _UINT, _USHORT, _UINT, _SYMBOLS, _SYMBOLS, _SYMBOLS, _SYMBOLS, _MAP)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Begin(_Composite):
+    code = 0x11
+    remote_channel: int | None = None
+    next_outgoing_id: int
+    incoming_window: int
+    outgoing_window: int
+    handle_max: int = 0xFFFFFFFF
+    kinds = (_USHORT, _UINT, _UINT, _UINT, _UINT)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Attach(_Composite):
+    code = 0x12
+    name: str
+    handle: int
+    role: bool
+    """True: the side that writes this receives."""
+    snd_settle_mode: int = 2
+    rcv_settle_mode: int = 0
+    source: Terminus | None = None
+    target: Terminus | None = None
+    unsettled: object = None
+    incomplete_unsettled: bool = False
+    initial_delivery_count: int | None = None
+    max_message_size: int | None = None
+    kinds = (
+        _STRING,
+        _UINT,
+        _BOOLEAN,
+        _UBYTE,
+        _UBYTE,
+        _TERMINUS,
+        _TERMINUS,
+        _ANY,
+        _BOOLEAN,
+        _UINT,
+        _ULONG,
+    )
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Flow(_Composite):
+    code = 0x13
+    next_incoming_id: int | None = None
+    incoming_window: int
+    next_outgoing_id: int
+    outgoing_window: int
+    handle: int | None = None
+    delivery_count: int | None = None
+    link_credit: int | None = None
+    available: int | None = None
+    drain: bool = False
+    echo: bool = False
+    kinds = (_UINT, _UINT, _UINT, _UINT, _UINT, _UINT, _UINT, _UINT, _BOOLEAN, _BOOLEAN)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Transfer(_Composite):
+    code = 0x14
+    handle: int
+    delivery_id: int | None = None
+    delivery_tag: bytes | None = None
+    message_format: int | None = None
+    settled: bool | None = None
+    more: bool = False
+    rcv_settle_mode: int | None = None
+    state: object = None
+    resume: bool = False
+    aborted: bool = False
+    batchable: bool = False
+    kinds = (_UINT, _UINT, _BINARY, _UINT, _BOOLEAN, _BOOLEAN, _UBYTE, _ANY, _BOOLEAN, _BOOLEAN, _BOOLEAN)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Disposition(_Composite):
+    code = 0x15
+    role: bool
+    first: int
+    last: int | None = None
+    settled: bool = False
+    state: object = None
+    batchable: bool = False
+    kinds = (_BOOLEAN, _UINT, _UINT, _BOOLEAN, _ANY, _BOOLEAN)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Detach(_Composite):
+    code = 0x16
+    handle: int
+    closed: bool = False
+    error: Error | None = None
+    kinds = (_UINT, _BOOLEAN, _ERROR)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class End(_Composite):
+    code = 0x17
+    error: Error | None = None
+    kinds = (_ERROR,)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Close(_Composite):
+    code = 0x18
+    error: Error | None = None
+    kinds = (_ERROR,)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class SaslMechanisms(_Composite):
+    code = 0x40
+    sasl_server_mechanisms: tuple[str, ...]
+    kinds = (_SYMBOLS,)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class SaslInit(_Composite):
+    code = 0x41
+    mechanism: str
+    initial_response: bytes | None = None
+    hostname: str | None = None
+    kinds = (_SYMBOL, _BINARY, _STRING)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class SaslChallenge(_Composite):
+    code = 0x42
+    challenge: bytes
+    kinds = (_BINARY,)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class SaslResponse(_Composite):
+    code = 0x43
+    response: bytes
+    kinds = (_BINARY,)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class SaslOutcome(_Composite):
+    # Not named `code` like the field on the wire: that is the descriptor's name here.
+    code = 0x44
+    outcome: int
+    kinds = (_UBYTE,)
+
+
+@_laid_out
+@dataclass(slots=True, kw_only=True)
+class Properties(_Composite):
+    """The properties section (AMQP 3.2.4), from message-id to content-encoding."""
+
+    code = 0x73
+    message_id: object = None
+    user_id: bytes | None = None
+    to: str | None = None
+    subject: str | None = None
+    reply_to: str | None = None
+    correlation_id: object = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    kinds = (_ANY, _BINARY, _STRING, _STRING, _STRING, _ANY, _SYMBOL, _SYMBOL)
+
+
+Performative = (
+    Open
+    | Begin
+    | Attach
+    | Flow
+    | Transfer
+    | Disposition
+    | Detach
+    | End
+    | Close
+    | SaslMechanisms
+    | SaslInit
+    | SaslChallenge
+    | SaslResponse
+    | SaslOutcome
+)
+
+_PERFORMATIVES: Final[dict[int, type[Any]]] = {
+    cls.code: cls
+    for cls in (
+        Open,
+        Begin,
+        Attach,
+        Flow,
+        Transfer,
+        Disposition,
+        Detach,
+        End,
+        Close,
+        SaslMechanisms,
+        SaslInit,
+        SaslChallenge,
+        SaslResponse,
+        SaslOutcome,
+    )
+}
+
+
+def decode_performative(data: bytes, pos: int = 0) -> tuple[Performative, int]:
+    """Read the performative of a frame's body; what comes after it is the payload.
+
+    Raises:
+        DecodeError: It is malformed, none of AMQP 1.0, lacks a mandatory field or has one of another type.
+    """
+    try:
+        code, pos = _read_descriptor(data, pos)
+        cls = _PERFORMATIVES.get(code)
+        if cls is None:
+            raise DecodeError("a frame holds no performative of AMQP 1.0")
+        return _read_composite(cls, data, pos)
+    except (IndexError, struct.error):
+        raise DecodeError("a performative is cut off") from None
+    except UnicodeDecodeError:
+        raise DecodeError("a string is not UTF-8, or a symbol not ASCII") from None
+
+
+def _read_descriptor(data: bytes, pos: int) -> tuple[int, int]:
+    if data[pos] != 0:
+        raise DecodeError("a section or performative has no descriptor")
+    descriptor, pos = _READ[data[pos + 1]](data, pos + 2, 1)
+    code = _descriptor_code(descriptor)
+    if code is None:
+        raise DecodeError("a descriptor is none of AMQP 1.0")
+    return code, pos
+
+
+def encode_frame(channel: int, performative: Performative, payload: bytes = b"", *, frame_type: int = 0) -> bytes:
+    """Encode a whole frame (AMQP 2.3); `frame_type` 1 is SASL."""
+    body = encode_performative(performative)
+    return struct.pack(">IBBH", 8 + len(body) + len(payload), 2, frame_type, channel) + body + payload
+
+
+# --- Message sections (AMQP 3.2) --------------------------------------------------------------------------------------
+
+
+class Unusable:
+    """The type of `UNUSABLE`."""
+
+
+UNUSABLE: Final = Unusable()
+"""The body of a request whose body sections hold neither data nor one string or binary (amqp-apis 6)."""
+
+
+class Request(msgspec.Struct, gc=False):
+    """One request message. Its sections are read, nothing is judged: a missing field is `None`."""
+
+    delivery_id: int
+    settled: bool
+    """Pre-settled by the peer: it gets no disposition."""
+    subject: str | None
+    reply_to: str | None
+    correlation_id: bytes | None
+    """Encoded with its type, for `encode_reply`: the correlation-id, or else the message-id."""
+    application_properties: dict[str, object]
+    """An AMQP string is exactly `str`; a symbol is `Symbol`, a subclass: test with `type(x) is str`."""
+    body: bytes | Unusable | None
+    """Data sections joined, or string/binary of an amqp-value; `None` if absent, null or empty."""
+
+
+_ID_CODES: Final = frozenset({0x44, 0x53, 0x80, 0x98, 0xA0, 0xB0, 0xA1, 0xB1})
+"""Constructors of ulong, uuid, binary and string: what an id may be (AMQP 3.2.11 to 3.2.14)."""
+
+
+def _read_id(data: bytes, pos: int) -> tuple[bytes | None, int]:
+    """Copy an id as it is encoded, since it is only ever echoed."""
+    end = _skip(data, pos)
+    if data[pos] == 0x40:
+        return None, end
+    if data[pos] not in _ID_CODES:
+        raise DecodeError("a message-id or correlation-id is of no type for ids")
+    return data[pos:end], end
+
+
+def read_properties_tail(data: bytes, pos: int, end: int, count: int) -> tuple[str | None, str | None, bytes | None]:
+    """Read `count` fields of a properties section from user-id on: subject, reply-to and encoded correlation-id.
+
+    Raises:
+        DecodeError, IndexError, struct.error, UnicodeDecodeError: They are malformed or do not end at `end`.
+    """
+    subject = reply_to = correlation_id = None
+    for index in range(1, count + 1):
+        if index == 5:
+            correlation_id, pos = _read_id(data, pos)
+        elif index in {3, 4}:
+            value, pos = _READ[data[pos]](data, pos + 1, 1)
+            if value is not None and type(value) is not str:
+                raise DecodeError("subject or reply-to is not a string")
+            if index == 3:
+                subject = value
+            else:
+                reply_to = value
+        else:
+            pos = _skip(data, pos)
+    if pos != end:
+        raise DecodeError("the fields of the properties do not fill them")
+    return subject, reply_to, correlation_id
+
+
+def _sections(payload: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give (code, start, end) of each section's value; check that the sections come in order."""
+    pos = 0
+    last = 0x6F
+    while pos < len(payload):
+        code, pos = _read_descriptor(payload, pos)
+        if not 0x70 <= code <= 0x78:
+            raise DecodeError("a section is none of AMQP 1.0")
+        if code < last or (code == last and code not in {0x75, 0x76}):
+            raise DecodeError("the sections of a message are out of order")
+        if code > 0x75 and 0x75 <= last <= 0x77 and code not in {last, 0x78}:
+            raise DecodeError("a message has a body of two kinds")
+        last = code
+        end = _skip(payload, pos)
+        yield code, pos, end
+        pos = end
+
+
+def _read_application_properties(payload: bytes, pos: int) -> dict[str, object]:
+    value, _end = _READ[payload[pos]](payload, pos + 1, 0)
+    if not isinstance(value, dict | Map):
+        raise DecodeError("the application properties are not a map")
+    pairs = value.items() if isinstance(value, dict) else value
+    result: dict[str, object] = {}
+    for key, item in pairs:
+        if type(key) is not str:
+            raise DecodeError("the key of an application property is not a string")
+        result[key] = item
+    return result
+
+
+def _read_body(payload: bytes, code: int, pos: int, end: int) -> bytes | Unusable | None:
+    constructor = payload[pos]
+    if code == 0x75 and constructor not in {0xA0, 0xB0}:
+        raise DecodeError("a data section is not binary")
+    if code == 0x76 or (code == 0x77 and constructor not in {0x40, 0xA0, 0xB0, 0xA1, 0xB1}):
+        return UNUSABLE
+    if constructor == 0x40:
+        return None
+    return payload[pos + (2 if constructor < 0xB0 else 5) : end]
+
+
+def decode_request(payload: bytes, delivery_id: int, settled: bool) -> Request:
+    """Read a request message whole: the complete path, which the short one in `connection.py` must agree with.
+
+    Sections and fields that no operation needs are stepped over, not read.
+
+    Raises:
+        DecodeError: It is not a message.
+    """
+    message_id = correlation_id = subject = reply_to = None
+    application_properties: dict[str, object] = {}
+    body: bytes | Unusable | None = None
+    try:
+        for code, pos, end in _sections(payload):
+            if code == 0x73:
+                message_id, subject, reply_to, correlation_id = _read_properties(payload, pos)
+            elif code == 0x74:
+                application_properties = _read_application_properties(payload, pos)
+            elif 0x75 <= code <= 0x77:
+                part = _read_body(payload, code, pos, end)
+                body = body + part if isinstance(body, bytes) and isinstance(part, bytes) else part
+    except (IndexError, struct.error):
+        raise DecodeError("a message is cut off") from None
+    except UnicodeDecodeError:
+        raise DecodeError("a string is not UTF-8, or a symbol not ASCII") from None
+    return Request(
+        delivery_id,
+        settled,
+        subject,
+        reply_to,
+        message_id if correlation_id is None else correlation_id,
+        application_properties,
+        None if body == b"" else body,
+    )
+
+
+def _read_properties(payload: bytes, pos: int) -> tuple[bytes | None, str | None, str | None, bytes | None]:
+    code = payload[pos]
+    if code == 0x45:
+        return None, None, None, None
+    if code not in {0xC0, 0xD0}:
+        raise DecodeError("the properties are not a list")
+    pos, end, count = _bounds(payload, pos + 1, code == 0xD0, 0)
+    if not count:
+        if pos != end:
+            raise DecodeError("the fields of the properties do not fill them")
+        return None, None, None, None
+    message_id, pos = _read_id(payload, pos)
+    subject, reply_to, correlation_id = read_properties_tail(payload, pos, end, count - 1)
+    return message_id, subject, reply_to, correlation_id
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as a client reads it."""
+
+    properties: Properties
+    application_properties: Mapping[str, object]
+    body: bytes | Unusable | None
+
+
+def decode_message(payload: bytes) -> Message:
+    """Read a message with all its properties.
+
+    Raises:
+        DecodeError: It is not a message.
+    """
+    request = decode_request(payload, 0, False)
+    properties = Properties()
+    try:
+        for code, pos, _end in _sections(payload):
+            if code == 0x73:
+                properties, _ = _read_composite(Properties, payload, pos)
+    except (IndexError, struct.error, UnicodeDecodeError):
+        raise DecodeError("the properties are malformed") from None
+    return Message(properties, request.application_properties, request.body)
+
+
+def encode_message(
+    properties: Properties, application_properties: Mapping[str, object] | None = None, body: bytes | None = None
+) -> bytes:
+    """Encode a message with a data section as its body, if any."""
+    parts = [encode_performative(properties)]
+    if application_properties:
+        parts.append(b"\0\x53\x74" + encode(dict(application_properties)))
+    if body is not None:
+        parts.append(b"\0\x53\x75" + encode(body))
+    return b"".join(parts)
+
+
+# --- Replies ----------------------------------------------------------------------------------------------------------
+
+# A reply's message-id only has to differ from others: a random head of this process and a counter do that without the
+# system call and the formatting of a fresh UUID, which would cost more than the rest of the reply.
+_MESSAGE_ID_HEAD: Final = b"\xa1\x24" + str(uuid.UUID(bytes=os.urandom(16), version=4)).encode()[:24]
+_numbers = itertools.count(int.from_bytes(os.urandom(5), "big"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _reply_head(endpoint: str, tenant_id: str | None) -> bytes:
+    return endpoint.encode() if tenant_id is None else f"{endpoint}/{tenant_id}".encode()
+
+
+@functools.lru_cache(maxsize=4096)
+def _reply_properties(status: int, cache_control: str | None, tenant_id: str | None) -> tuple[bytes, int]:
+    """Encode the application properties that repeat from reply to reply: their bytes, and how many items they are."""
+    parts = [encode("status"), encode(Int(status))]
+    if tenant_id is not None:
+        parts += encode("tenant_id"), encode(tenant_id)
+    if cache_control is not None:
+        parts += encode("cache_control"), encode(cache_control)
+    return b"".join(parts), len(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _content_type(content_type: str) -> bytes:
+    return encode(Symbol(content_type))
 
 
 def encode_reply(
@@ -14,6 +1304,7 @@ def encode_reply(
     correlation_id: bytes,
     status: int,
     payload: bytes | None = None,
+    *,
     cache_control: str | None = None,
     tenant_id: str | None = None,
     device_id: str | None = None,
@@ -26,4 +1317,35 @@ def encode_reply(
         correlation_id: `Request.correlation_id`, encoded with its type.
         payload: Body, sent as one data section; none if `None`. `content_type` is set only with a body.
     """
-    raise NotImplementedError
+    to = _reply_head(endpoint, tenant_id)
+    items, count = _reply_properties(status, cache_control, tenant_id)
+    if device_id is not None:
+        device = device_id.encode()
+        to = b"%b/%b" % (to, device)
+        length = len(device)
+        if length < 256:
+            items = b"%b\xa1\x09device_id\xa1%c%b" % (items, length, device)
+        else:
+            items = b"%b\xa1\x09device_id\xb1%b%b" % (items, _U32.pack(length), device)
+        count += 2
+    length = len(to)
+    # message-id, user-id, to, subject, reply-to, correlation-id, content-type
+    fields_ = b"%b%012x\x40%b%b\x40\x40%b%b" % (
+        _MESSAGE_ID_HEAD,
+        next(_numbers) & 0xFFFFFFFFFFFF,
+        b"\xa1%c" % length if length < 256 else b"\xb1" + _U32.pack(length),
+        to,
+        correlation_id,
+        b"\x40" if payload is None else _content_type(content_type),
+    )
+    size = len(fields_) + 1
+    head = b"\0\x53\x73\xc0%c\x07" % size if size < 256 else b"\0\x53\x73\xd0" + struct.pack(">II", size + 3, 7)
+    size = len(items) + 1
+    between = (
+        b"\0\x53\x74\xc1%c%c" % (size, count) if size < 256 else b"\0\x53\x74\xd1" + struct.pack(">II", size + 3, count)
+    )
+    if payload is None:
+        return head + fields_ + between + items
+    size = len(payload)
+    body = b"\0\x53\x75\xa0%c" % size if size < 256 else b"\0\x53\x75\xb0" + _U32.pack(size)
+    return b"".join((head, fields_, between, items, body, payload))
