@@ -1,0 +1,111 @@
+"""Passwords and bcrypt: hashing and verifying in threads of their own.
+
+bcrypt is slow on purpose (cost 10: some 60 ms of one core), so it never runs on the event loop, and neither the threads
+nor what waits for them may grow without bound. Nothing here knows whose password it is.
+"""
+
+import asyncio
+import functools
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import bcrypt
+
+from kamado.errors import BadRequest, Unavailable
+
+__all__ = ["BCRYPT_HASH", "MAX_PASSWORD_SIZE", "PasswordHasher"]
+
+T = TypeVar("T")
+
+MAX_PASSWORD_SIZE = 72
+"""Bytes of UTF-8; bcrypt would ignore what follows, so that other passwords would match, too."""
+
+BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}", re.ASCII)
+"""A complete bcrypt hash of one of the three equivalent prefixes; the group is its cost."""
+
+
+class PasswordHasher:
+    """A bounded pool of threads with a bounded queue.
+
+    Args:
+        workers: Threads.
+        queue: Passwords that may wait beyond those being worked on.
+        cost: bcrypt cost of new hashes.
+    """
+
+    def __init__(self, *, workers: int, queue: int, cost: int) -> None:
+        self.cost = cost
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="bcrypt")
+        self._places = threading.BoundedSemaphore(workers + queue)
+
+    async def hash(self, password: str) -> str:
+        """Hash a password with a fresh salt, prefix `$2a$`: the only one that stock adapters verify.
+
+        Waits for a thread; a cancelled caller leaves nothing behind.
+
+        Raises:
+            BadRequest: The password has more than 72 bytes of UTF-8, or no UTF-8 form.
+            Unavailable: Too many passwords wait already.
+        """
+        secret = _encode(password)
+        if secret is None:
+            raise BadRequest(f"a password must not have more than {MAX_PASSWORD_SIZE} bytes in UTF-8")
+        return await self._run(functools.partial(_hash, secret, self.cost))
+
+    async def verify(self, password: str, hashed: str) -> bool:
+        """Tell whether a password belongs to a bcrypt hash (`$2a$`, `$2b$`, `$2y$`).
+
+        A password that is too long, or a hash of another form, matches nothing, after the same work.
+
+        Raises:
+            Unavailable: Too many passwords wait already.
+        """
+        secret = _encode(password)
+        if secret is None or not BCRYPT_HASH.fullmatch(hashed):
+            await self.pretend(password)
+            return False
+        return await self._run(functools.partial(bcrypt.checkpw, secret, hashed.encode("ascii")))
+
+    async def pretend(self, password: str) -> None:
+        """Take as long as `verify` of a hash of our own cost, so that timing does not tell who exists.
+
+        Raises:
+            Unavailable: As `verify`.
+        """
+        secret = (_encode(password) or b"")[:MAX_PASSWORD_SIZE]
+        hashed = b"$2a$%02d$" % self.cost + b"." * 53
+        await self._run(functools.partial(bcrypt.checkpw, secret, hashed))
+
+    def close(self) -> None:
+        """Drop what waits, finish what runs, end the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if not self._places.acquire(blocking=False):
+            raise Unavailable("too many passwords are being hashed; try again later")
+        try:
+            future = self._pool.submit(work)
+        except RuntimeError as error:
+            self._places.release()
+            raise Unavailable("the registry is stopping") from error
+        # The place is free when the thread is, not when the caller gives up.
+        future.add_done_callback(self._release)
+        return await asyncio.wrap_future(future)
+
+    def _release(self, _: "Future[T]") -> None:
+        self._places.release()
+
+
+def _encode(password: str) -> bytes | None:
+    try:
+        secret = password.encode()
+    except UnicodeEncodeError:
+        return None
+    return secret if len(secret) <= MAX_PASSWORD_SIZE else None
+
+
+def _hash(secret: bytes, cost: int) -> str:
+    return bcrypt.hashpw(secret, bcrypt.gensalt(rounds=cost, prefix=b"2a")).decode("ascii")
