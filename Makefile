@@ -44,6 +44,16 @@ check: $(VENV)/installed-dev
 test: check
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
+## Options of bench/run.py, as in make bench BENCH="--only assert"; see --help.
+BENCH ?=
+
+build/bench/%: bench/%.c bench/load.h
+	@mkdir -p build/bench
+	@$(CC) -O2 -Wall -Wextra -o $@ $<
+
+bench: $(VENV)/installed build/bench/amqp_load build/bench/http_load
+	@$(BIN)/python bench/run.py $(BENCH)
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format src tests bench examples
 	$(BIN)/ruff check --fix src tests bench examples

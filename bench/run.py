@@ -1,0 +1,499 @@
+"""Measure the real server over sockets; the figures belong into docs/performance.md.
+
+`kamado serve` runs in a process of its own, on SQLite, with everything durable. The load comes from two small clients
+in C (`amqp_load.c`, `http_load.c`), since one in Python would be what is measured. The devices are registered through
+the HTTP API like any operator's, which is one of the measurements.
+
+    make bench                                  everything
+    make bench BENCH="--only assert --seconds 3"
+    make bench BENCH="--data /tmp/bench"        keep the filled database, and use it again the next time
+"""
+
+import base64
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+CLIENTS = ROOT / "build" / "bench"
+
+TENANT = "bench"
+TENANT_COUNT = 100
+"""Tenants beside the one that holds the devices; each has a trust anchor."""
+HTTP_CONNECTIONS = 32
+SHAPES = [(1, 1), (1, 10), (1, 100), (50, 10)]
+"""Connections, and requests in flight on each."""
+# A ready-made hash: hashing is not what is measured.
+BCRYPT = "$2a$10$abcdefghijklmnopqrstuuuK3UBi2GuyTLlnf1JZO4mwdsdVG7At2"
+
+console = Console(stderr=True, highlight=False)
+
+
+# --- The server ---
+
+
+class Server:
+    """One `kamado serve` on a directory."""
+
+    def __init__(self, directory: Path, *, python: str, profile: Path | None, settings: Sequence[str]) -> None:
+        self.directory = directory
+        ready = directory / "ready.json"
+        ready.unlink(missing_ok=True)
+        config = directory / "kamado.toml"
+        config.touch()
+        command = [python]
+        if profile is not None:
+            command += ["-m", "cProfile", "-o", str(profile)]
+        command += ["-m", "kamado", "serve", "--config", str(config), "--ready-file", str(ready)]
+        for setting in (
+            f"storage.url=sqlite:///{directory / 'kamado.db'}",
+            *("http.insecure.port=0", "amqp.insecure.port=0", "health.port=0", "shutdown.drain_delay=0s"),
+            *settings,
+        ):
+            command += ["--set", setting]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
+        with (directory / "kamado.log").open("ab") as log:
+            started = time.perf_counter()
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=directory)
+        while not ready.exists():
+            if self.process.poll() is not None or time.perf_counter() - started > 60:
+                sys.exit(f"kamado serve did not start:\n{(directory / 'kamado.log').read_text()[-2000:]}")
+            time.sleep(0.002)
+        self.seconds_to_ready = time.perf_counter() - started
+        addresses: dict[str, str] = json.loads(ready.read_text())
+        self.http_port = urlsplit(addresses["http"]).port or 0
+        self.amqp_port = urlsplit(addresses["amqp"]).port or 0
+        login = dict(
+            line.split("=", 1) for line in (directory / "adapter.credentials").read_text().splitlines() if "=" in line
+        )
+        self.username, self.password = login["username"], login["password"]
+
+    def processor_seconds(self) -> float:
+        """Processor time used so far, of all threads, by the system's accounting."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mib(self, name: str) -> float:
+        """VmRSS (resident now) or VmHWM (the most so far)."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) / 1024
+        raise KeyError(name)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+# --- Results ---
+
+
+@dataclass
+class Result:
+    """One line of the table."""
+
+    name: str
+    shape: str
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    server_us: float
+    client_us: float
+    requests: int
+    statuses: dict[str, int]
+    fairness: float
+    """Requests of the slowest connection, as a share of those of the fastest."""
+    goal: str = ""
+    met: bool | None = None
+
+
+@dataclass
+class Report:
+    """Everything that was measured."""
+
+    date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    command: str = field(default_factory=lambda: " ".join(["bench/run.py", *sys.argv[1:]]))
+    machine: str = ""
+    devices: int = 0
+    results: list[Result] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def measure(server: Server, name: str, shape: str, command: Sequence[str], expect: str) -> Result:
+    """Run a load client and read the server's processor time around what it counts."""
+    console.print(f"  {name} ({shape}) ...", style="dim")
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    if client.stdout.readline().strip() != "start":
+        sys.exit(f"{command[0]} failed; the server's log: {server.directory / 'kamado.log'}")
+    before = server.processor_seconds()
+    line = client.stdout.readline()
+    used = server.processor_seconds() - before
+    if client.wait() or not line:
+        sys.exit(f"{command[0]} failed; the server's log: {server.directory / 'kamado.log'}")
+    counted = json.loads(line)
+    requests: int = counted["requests"]
+    if set(counted["statuses"]) != {expect}:
+        console.print(f"  unexpected statuses: {counted['statuses']}", style="bold red")
+    return Result(
+        name=name,
+        shape=shape,
+        per_second=requests / counted["seconds"],
+        p50_ms=counted["p50_us"] / 1000,
+        p99_ms=counted["p99_us"] / 1000,
+        server_us=used / requests * 1e6,
+        client_us=counted["client_cpu_seconds"] / requests * 1e6,
+        requests=requests,
+        statuses=counted["statuses"],
+        fairness=counted["least_per_connection"] / max(1, counted["most_per_connection"]),
+    )
+
+
+class Bench:
+    """The measurements, on one server."""
+
+    def __init__(self, server: Server, directory: Path, devices: int, seconds: float, report: Report) -> None:
+        self.server = server
+        self.directory = directory
+        self.devices = devices
+        self.seconds = seconds
+        self.report = report
+
+    def add(self, result: Result, *, goal: str = "", met: bool | None = None) -> None:
+        result.goal, result.met = goal, met
+        self.report.results.append(result)
+
+    def file(self, name: str, lines: Iterator[str] | Sequence[str]) -> str:
+        path = self.directory / name
+        path.write_text("\n".join(lines) + "\n")
+        return str(path)
+
+    def http(self, name: str, lines: Sequence[str], expect: str, connections: int = HTTP_CONNECTIONS) -> Result:
+        """Send each request once."""
+        path = self.file("http.lines", lines)
+        command = [
+            str(CLIENTS / "http_load"),
+            "127.0.0.1",
+            str(self.server.http_port),
+            path,
+            str(connections),
+            "0",
+            "0",
+        ]
+        return measure(self.server, name, f"{connections} connections", command, expect)
+
+    def amqp(
+        self,
+        name: str,
+        target: str,
+        kind: str,
+        lines: Sequence[str],
+        shape: tuple[int, int],
+        expect: str = "200",
+        *,
+        once: bool = False,
+    ) -> Result:
+        path = self.file("amqp.lines", lines)
+        connections, in_flight = shape
+        server = self.server
+        command = [
+            *(str(CLIENTS / "amqp_load"), "127.0.0.1", str(server.amqp_port), server.username, server.password),
+            *(target, kind, path, str(connections), str(in_flight)),
+            *(("0", "0") if once else ("0.5", str(self.seconds))),
+        ]
+        return measure(server, name, f"{connections} × {in_flight} in flight", command, expect)
+
+    # Filling
+
+    def device_ids(self) -> list[str]:
+        return [f"device-{number:06}" for number in range(self.devices)]
+
+    def fill(self) -> None:
+        """Register tenants, devices and credentials through the HTTP API; a measurement in itself."""
+        tenants = [f"POST /v1/tenants/{TENANT}\t{{}}"]
+        for number in range(TENANT_COUNT):
+            anchor = {
+                "cert": base64.b64encode(authority(f"CA {number}").der).decode(),
+                "auto-provisioning-enabled": True,
+            }
+            tenant = {
+                "adapters": [{"type": "hono-mqtt", "enabled": True}, {"type": "hono-http", "enabled": True}],
+                "defaults": {"ttl": 3600},
+                "trusted-ca": [anchor],
+            }
+            tenants.append(f"POST /v1/tenants/tenant-{number:03}\t{json.dumps(tenant)}")
+        self.http("create tenants", tenants, "201", 1)
+        document = json.dumps({"defaults": {"content-type": "application/json"}, "ext": {"serial": "4711"}})
+        created = self.http(
+            "HTTP: create device", [f"POST /v1/devices/{TENANT}/{id_}\t{document}" for id_ in self.device_ids()], "201"
+        )
+        self.add(created, goal="≥ 4,000/s", met=created.per_second >= 4000)
+        lines = []
+        for id_ in self.device_ids():
+            secret = {"hash-function": "bcrypt", "pwd-hash": BCRYPT}
+            credentials = [{"type": "hashed-password", "auth-id": f"sensor-{id_}", "secrets": [secret]}]
+            lines.append(f"PUT /v1/credentials/{TENANT}/{id_}\t{json.dumps(credentials)}")
+        self.add(self.http("HTTP: set credentials, ready hash", lines, "204"))
+
+    # Measurements
+
+    def look_ups(
+        self, name: str, target: str, kind: str, lines: Sequence[str], *, rate_goal: int | None = 60_000
+    ) -> None:
+        for shape in SHAPES:
+            result = self.amqp(name, target, kind, lines, shape)
+            if rate_goal is None:
+                self.add(result)
+            elif shape == (1, 1):
+                self.add(result, goal="≥ 8,000/s", met=result.per_second >= 8000)
+            elif shape == (1, 100):
+                met = result.per_second >= rate_goal and result.server_us <= 15 and result.p99_ms < 4
+                self.add(result, goal="≥ 60,000/s, ≤ 15 µs, p99 < 4 ms", met=met)
+            elif shape == (50, 10):
+                met = result.per_second >= rate_goal and result.fairness > 0.5
+                self.add(result, goal="≥ 60,000/s, none starved", met=met)
+            else:
+                self.add(result)
+
+    def shuffled(self, lines: list[str]) -> list[str]:
+        random.Random(1).shuffle(lines)
+        return lines
+
+    def tenant(self) -> None:
+        lines = [json.dumps({"tenant-id": f"tenant-{number:03}"}) for number in range(TENANT_COUNT)]
+        self.look_ups("tenant get, by id", "tenant", "body", lines)
+
+    def tenant_dn(self) -> None:
+        lines = [json.dumps({"subject-dn": f"CN=CA {number},O=Bench"}) for number in range(TENANT_COUNT)]
+        self.look_ups("tenant get, by subject DN", "tenant", "body", lines)
+
+    def assertion(self) -> None:
+        self.look_ups("assert", f"registration/{TENANT}", "device", self.shuffled(self.device_ids()))
+
+    def credentials(self) -> None:
+        lines = [json.dumps({"type": "hashed-password", "auth-id": f"sensor-{id_}"}) for id_ in self.device_ids()]
+        self.look_ups("credentials get", f"credentials/{TENANT}", "body", self.shuffled(lines))
+
+    def unknown(self) -> None:
+        """Look-ups that find nothing, as an attacker or a misconfigured fleet sends them."""
+        lines = [json.dumps({"type": "hashed-password", "auth-id": f"nobody-{number}"}) for number in range(10_000)]
+        self.add(self.amqp("credentials get, unknown", f"credentials/{TENANT}", "body", lines, (1, 100), "404"))
+
+    def provisioning(self, count: int = 5000) -> None:
+        """First contacts with certificates made beforehand, keys EC P-256; each is durable before it is answered."""
+        tenant = f"fleet-{int(time.time())}"
+        ca = authority(f"Fleet CA {tenant}")
+        document = {"trusted-ca": [{"cert": base64.b64encode(ca.der).decode(), "auto-provisioning-enabled": True}]}
+        self.http("create tenant", [f"POST /v1/tenants/{tenant}\t{json.dumps(document)}"], "201", 1)
+        console.print(f"  making {count} device certificates ...", style="dim")
+        lines = []
+        for number in range(count):
+            name = f"CN=meter-{number:06},OU=Plant 7,O=Bench"
+            certificate = base64.b64encode(ca.issue(f"meter-{number:06}")).decode()
+            lines.append(json.dumps({"type": "x509-cert", "auth-id": name, "client-certificate": certificate}))
+        target = f"credentials/{tenant}"
+        result = self.amqp("first contact by certificate", target, "body", lines, (1, 100), "201", once=True)
+        self.add(result, goal="≥ 1,500/s", met=result.per_second >= 1500)
+        again = self.amqp("the same, known by then", target, "body", lines, (1, 100), "200", once=True)
+        self.add(again)
+
+
+# --- Certificates ---
+
+
+@dataclass
+class Authority:
+    """A CA that exists for the time of a run."""
+
+    key: ec.EllipticCurvePrivateKey
+    name: x509.Name
+    der: bytes
+
+    def issue(self, common_name: str) -> bytes:
+        """Make a device's certificate, DER; all share one key pair, which nobody looks at."""
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Bench"),
+                x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "Plant 7"),
+                x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+            ]
+        )
+        return certificate(subject, self.name, DEVICE_KEY, self.key)
+
+
+DEVICE_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey
+) -> bytes:
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=365))
+    return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def authority(common_name: str) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Bench"),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+    return Authority(key, name, certificate(name, name, key, key))
+
+
+# --- The command ---
+
+MEASUREMENTS = {
+    "tenant": Bench.tenant,
+    "tenant-dn": Bench.tenant_dn,
+    "assert": Bench.assertion,
+    "credentials": Bench.credentials,
+    "unknown": Bench.unknown,
+    "provisioning": Bench.provisioning,
+}
+
+
+def machine() -> str:
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return (
+        f"{os.cpu_count()} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}; "
+        "server and load client share the cores"
+    )
+
+
+@contextmanager
+def working_directory(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given.resolve()
+    else:
+        # Beside the project rather than in /tmp, which may be memory: durable is to mean durable.
+        path = Path(tempfile.mkdtemp(prefix="bench-", dir=CLIENTS))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+
+def print_report(report: Report) -> None:
+    table = Table(title=f"Kamado, {report.devices:,} devices on SQLite", title_justify="left")
+    for column in ("", "load"):
+        table.add_column(column)
+    for column in ("per second", "p50 ms", "p99 ms", "server µs", "client µs", "fairness"):
+        table.add_column(column, justify="right")
+    table.add_column("goal")
+    for result in report.results:
+        mark = {None: "", True: " [green]met[/]", False: " [red]missed[/]"}[result.met]
+        table.add_row(
+            result.name,
+            result.shape,
+            f"{result.per_second:,.0f}",
+            f"{result.p50_ms:.2f}",
+            f"{result.p99_ms:.2f}",
+            f"{result.server_us:.1f}",
+            f"{result.client_us:.1f}",
+            f"{result.fairness:.2f}",
+            result.goal + mark,
+        )
+    output = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    output.print(table)
+    for name, value in report.figures.items():
+        output.print(f"{name}: {value:,.2f}")
+    output.print(f"{report.date}; {report.machine}")
+    output.print(report.command)
+
+
+def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Run this measurement alone (repeatable): {', '.join(MEASUREMENTS)}.")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Devices to register before measuring.")] = 100_000,
+    seconds: Annotated[float, typer.Option(help="Seconds for each look-up measurement, after 0.5 s of warm-up.")] = 4.0,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the database; kept, and not filled again if it holds one.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Run the server under cProfile and write this file; the figures are then slower."),
+    ] = None,
+    python: Annotated[str, typer.Option(help="Interpreter that runs the server.")] = sys.executable,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Further settings of the server.")] = None,
+) -> None:
+    """Measure Kamado: look-ups over AMQP, first contacts, HTTP, start and memory."""
+    chosen = only or list(MEASUREMENTS)
+    if unknown := set(chosen) - set(MEASUREMENTS):
+        raise typer.BadParameter(f"unknown measurement: {', '.join(sorted(unknown))}")
+    for client in ("amqp_load", "http_load"):
+        if not (CLIENTS / client).exists():
+            sys.exit("The load clients are not built; run this through make bench.")
+    report = Report(machine=machine(), devices=devices)
+    with working_directory(data) as directory:
+        filled = directory / f"filled-{devices}"
+        if not filled.exists():
+            console.print(f"Filling {directory} with {devices:,} devices through the HTTP API ...")
+            server = Server(directory, python=python, profile=None, settings=settings or [])
+            try:
+                report.figures["ready in s, empty database"] = server.seconds_to_ready
+                Bench(server, directory, devices, seconds, report).fill()
+                report.figures["MiB resident after filling"] = server.memory_mib("VmRSS")
+                report.figures["MiB resident at most while filling"] = server.memory_mib("VmHWM")
+            finally:
+                server.stop()
+            filled.touch()
+        console.print("Measuring ...")
+        server = Server(directory, python=python, profile=profile, settings=settings or [])
+        try:
+            report.figures[f"ready in s, {devices:,} devices"] = server.seconds_to_ready
+            report.figures["MiB resident when ready"] = server.memory_mib("VmRSS")
+            bench = Bench(server, directory, devices, seconds, report)
+            for name in chosen:
+                MEASUREMENTS[name](bench)
+            report.figures["MiB resident after the load"] = server.memory_mib("VmRSS")
+            report.figures["MiB resident at most"] = server.memory_mib("VmHWM")
+        finally:
+            server.stop()
+    print_report(report)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
