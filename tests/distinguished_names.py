@@ -1,8 +1,24 @@
 """The examples of provisioning 7.5 and 7.6, and DER built by hand: libraries sort, refuse and hide what counts here."""
 
+import base64
 from collections.abc import Sequence
 
-__all__ = ["EQUALITY", "FROM_DER", "FROM_TEXT", "OIDS", "TAGS", "attribute", "name", "sequence", "tlv"]
+__all__ = [
+    "CA_SPKI",
+    "ECDSA_SHA256",
+    "EQUALITY",
+    "FROM_DER",
+    "FROM_TEXT",
+    "OIDS",
+    "REFUSED",
+    "TAGS",
+    "attribute",
+    "certificate_of",
+    "name",
+    "sequence",
+    "tlv",
+]
+
 
 TAGS = {
     "utf8": 0x0C,
@@ -126,3 +142,42 @@ EQUALITY: list[tuple[str | bytes, str | bytes, bool]] = [
     ("EMAILADDRESS=A@b.c", "EMAILADDRESS=a@b.c", False),
     (name([("CN", "t61", "dev")]), name([("CN", "utf8", "dev")]), True),
 ]
+
+# 7.4, second paragraph: what is refused.
+REFUSED = [
+    *("E=x", "SN=x", "TITLE=x", "PSEUDONYM=x", "USERID=x", "ſ=x", "=x", "C N=x"),
+    *("CN=x,,O=y", "CN=x,", "CN=x;", ",CN=x", "CN=x+", "CN=x+,O=y", "CN=x+O"),
+    *("nonsense", "CN", " ", "CN=x,O", "/O=x/CN=y"),
+    *("CN=#", "CN=#0", "CN=#0c0", "CN=#xy", "CN=#0c", "CN=#0c0361", "CN=#0c016162", "CN=#0c01616", "CN=#0c0161x"),
+    *("CN=#1f0161", "CN=#0c80", "CN=#0c810161", "CN=#0c8500000000016100"),
+    *("CN=x\\", "CN=x\\z", "CN=x\\4", "CN=x\\4g", 'CN="x\\'),
+    *('CN=a"b', "CN=a<b", "CN=a>b", "CN=a+b", "CN=a,b", 'CN="a"b', 'CN="a', 'CN="a\\"', "CN=<"),
+    *("3.1=x", "1.40=x", "0.40.1=x", "1=x", "1.=x", "1..2=x", ".1=x", "OID.CN=x", "1.-2=x", "1.٣=x"),
+    *("CN=\ud800", "2.5.4.5=\udc00", "1" + ".9" * 40 + "=x", "1.2." + "9" * 65 + "=x"),
+    "1.2" + ("." + "9" * 64) * 30 + "=x",
+]
+
+# A key to put into certificates that nobody verifies (management 12.1).
+CA_SPKI = base64.b64decode(
+    "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEeqP/YOvBk2Wl8VO9yMpIGIqRLSqTe6uYdEhwYundVsznOBK6x0rZcfPd1XT8ouVejj/p8CEIgkz7"
+    "kzCSwYrW4w=="
+)
+ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
+
+
+def certificate_of(
+    *,
+    version: bytes = b"\xa0\3\2\1\2",
+    serial: bytes = b"\2\1\1",
+    inner: bytes = ECDSA_SHA256,
+    outer: bytes = ECDSA_SHA256,
+    issuer: bytes = name([("CN", "utf8", "ca")]),
+    validity: bytes = sequence(tlv(0x17, b"240101000000Z"), tlv(0x17, b"440101000000Z")),
+    subject: bytes = name([("CN", "utf8", "dev")]),
+    public_key: bytes = CA_SPKI,
+    rest: bytes = b"",
+    signature: bytes = tlv(3, b"\0" * 99),
+    trailer: bytes = b"",
+) -> bytes:
+    signed = sequence(version, serial, inner, issuer, validity, subject, public_key, rest)
+    return sequence(signed, outer, signature, trailer)
