@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Protocol
 
 from kamado.storage.sql import NewerSchema, Session, StorageError
@@ -54,10 +55,10 @@ class Migration:
     statements: tuple[str, ...]
 
 
-def load_migrations(dialect: str) -> tuple[Migration, ...]:
-    """Read the package's migrations for a dialect, in order."""
+def load_migrations(dialect: str, directory: Traversable | None = None) -> tuple[Migration, ...]:
+    """Read the migrations for a dialect, in order; those of the package, if no directory is given."""
     found: dict[int, tuple[str, bool, str]] = {}
-    for file in resources.files("kamado.storage").joinpath("schema").iterdir():
+    for file in (directory or resources.files("kamado.storage").joinpath("schema")).iterdir():
         match = _FILE.fullmatch(file.name)
         if match is None or match["dialect"] not in {None, dialect}:
             continue
