@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -85,11 +85,11 @@ class Authorities:
 
     def may_read(self, address: str) -> bool:
         """Tell whether the caller may receive from an address."""
-        return self._grants("r:", _addresses(address), "", "R")
+        return self._grants(address, "R")
 
     def may_write(self, address: str) -> bool:
         """Tell whether the caller may send to an address."""
-        return self._grants("r:", _addresses(address), "", "W")
+        return self._grants(address, "W")
 
     def may_execute(self, address: str, operation: str) -> bool:
         """Tell whether a request of the caller, sent to an address with that subject, is processed."""
@@ -101,10 +101,10 @@ class Authorities:
                     return True
         return False
 
-    def _grants(self, prefix: str, addresses: Iterable[str], suffix: str, letter: str) -> bool:
-        for one in addresses:
+    def _grants(self, address: str, letter: str) -> bool:
+        for one in _addresses(address):
             # A key that exists without the letter does not decide: the search goes on.
-            value = self._claims.get(f"{prefix}{one}{suffix}")
+            value = self._claims.get(f"r:{one}")
             if value is not None and (letter in value or value == "*"):
                 return True
         return False
@@ -514,7 +514,7 @@ async def add_identity(
         raise BadRequest("an identity has a password exactly if its mechanism is PLAIN")
     identity = Identity(
         name=name,
-        mechanism=mechanism,
+        mechanism=mechanism.value,
         password_hash=None if password is None else await _hash(passwords, password),
         authorities=dict(authorities),
         created=now,
@@ -614,7 +614,7 @@ CREDENTIALS_FILE = "adapter.credentials"
 
 
 async def ensure_first_identity(store: Store, passwords: PasswordHasher, directory: Path, now: datetime) -> Path | None:
-    """Make an identity for adapters where there is none at all (authentication 5.1). For starts without permissions file.
+    """Make an identity for adapters where there is none at all (authentication 5.1).
 
     The file is in place before the identity is, so an interrupted start leaves nothing that nobody can use: the next
     one makes a new password. Starts beside each other take turns.
