@@ -230,6 +230,7 @@ static uint32_t number(const uint8_t *at) {
     case 0x43: case 0x44: case 0x40: return 0;
     case 0x50: case 0x52: case 0x53: case 0x54: case 0x55: return at[1];
     case 0x70: case 0x71: return get_u32(at + 1);
+    case 0x80: case 0x81: return get_u32(at + 5);
     }
     die("not a number: %02x", *at);
     return 0;
