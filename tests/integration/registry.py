@@ -29,6 +29,7 @@ from tests.integration.certificates import TlsFiles, tls_files
 __all__ = ["Registry", "Response", "new_id", "poll", "send_request"]
 
 T = TypeVar("T")
+JsonObject = dict[str, object]
 
 START_DEADLINE = 30.0
 """Seconds; generous, since the machine may be busy with other tests."""
@@ -70,10 +71,17 @@ class Response:
         return json.loads(self.body)
 
     @property
-    def object(self) -> dict[str, object]:
+    def object(self) -> JsonObject:
         """The body as a JSON object."""
         value = self.json()
         assert isinstance(value, dict), value
+        return value
+
+    @property
+    def array(self) -> list[JsonObject]:
+        """The body as a JSON array of objects."""
+        value = self.json()
+        assert isinstance(value, list), value
         return value
 
     @property
@@ -140,6 +148,7 @@ class Registry:
             are in `self.tls`.
         arguments: More arguments of `kamado serve`.
         environment: Variables on top of the test's own, from which `KAMADO_*` is removed.
+        only_settings: Nothing but `settings` is set: for a configuration file that says where the database is.
     """
 
     def __init__(
@@ -150,6 +159,7 @@ class Registry:
         tls: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        only_settings: bool = False,
     ) -> None:
         self.data_dir = directory / "data"
         self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -177,7 +187,7 @@ class Registry:
                     f"{listener}.tls.key_file": str(files.key_file),
                 }
             self.settings["amqp.tls.client_ca_file"] = str(files.client_ca_file)
-        self.settings |= dict(settings or {})
+        self.settings = dict(settings or {}) if only_settings else self.settings | dict(settings or {})
         self.arguments = list(arguments)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
         self.environment |= dict(environment or {})
