@@ -525,7 +525,7 @@ class Certificate:
     not_before: datetime
     not_after: datetime
     public_key: bytes = field(repr=False)
-    """DER SubjectPublicKeyInfo, not looked into: `check_public_key` tells whether there is a usable key in it."""
+    """DER SubjectPublicKeyInfo; a key that can be used if its algorithm has a name."""
     algorithm: str
     """Key algorithm as Java names it (RSA, EC, DSA, EdDSA ...); a dotted OID where there is no name."""
     der: bytes = field(repr=False)
@@ -603,6 +603,8 @@ def _read_certificate(der: bytes) -> Certificate:
     if next(times, None) is not None:
         raise BadRequest("not a certificate: broken validity")
     key_oid = _key_algorithm(public_key)
+    if key_oid in _KEY_ALGORITHMS and _load(public_key.encoded) is None:
+        raise BadRequest("not a certificate: broken public key")
     return Certificate(
         subject=DistinguishedName.from_der(subject.encoded),
         issuer=_issuer(issuer.encoded),
@@ -697,12 +699,8 @@ _EDWARDS: Final = {"ED25519": ed25519.Ed25519PublicKey, "ED448": ed448.Ed448Publ
 _WARNINGS_LOCK = Lock()
 
 
-@lru_cache(maxsize=256)
-def _load_key(der: bytes) -> PublicKeyTypes | None:
-    """Load a key; `None` if the bytes hold none that can be used.
-
-    Cached since the keys of trust anchors are asked for again and again.
-    """
+def _load(der: bytes) -> PublicKeyTypes | None:
+    """Load a key; `None` if the bytes hold none that can be used."""
     # Weak or old kinds of key are the operator's choice; the filters of warnings belong to the whole process.
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -710,6 +708,10 @@ def _load_key(der: bytes) -> PublicKeyTypes | None:
             return load_der_public_key(der)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             return None
+
+
+# The keys of trust anchors are asked for again and again; those of devices, in `_read_certificate`, are not.
+_load_key = lru_cache(maxsize=256)(_load)
 
 
 _RSA_PSS: Final = "1.2.840.113549.1.1.10"
