@@ -68,6 +68,8 @@ _READER_TIMEOUT = 0.02
 _RECONNECT_INTERVAL = 0.5
 _LOG_INTERVAL = 1.0
 
+_creating = threading.Lock()
+
 _PARAMETER = re.compile(r"\?(\d+)")
 _ARRAY = re.compile(r"= ANY\((\?\d+)\)")
 
@@ -128,8 +130,11 @@ def _translate(statement: str) -> tuple[str, "itemgetter[Any] | None"]:
 class _Session:
     """`sql.Session` and `migrations.SchemaSession` over one connection."""
 
-    def __init__(self, connection: sqlite3.Connection, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, connect: Callable[[], sqlite3.Connection], *, quiet: bool = False
+    ) -> None:
         self.connection = connection
+        self._quiet = quiet
         self._connect = connect
         self._connected = time.monotonic()
         self._closed = False
@@ -171,7 +176,7 @@ class _Session:
         """Log a failure of the driver and put it in our words."""
         name, now = _name(error), time.monotonic()
         # A disk that is full fails thousands of times a second; the log needs it once.
-        if self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL:
+        if not self._quiet and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
             self._logged = name, now
             logger.error("database failed", extra={"error": f"{name}: {error}"})
         return Unavailable(_UNAVAILABLE.get(_code(error), "the database cannot be used now"))
@@ -240,22 +245,28 @@ def _connect_reader(path: str) -> sqlite3.Connection:
 
 
 def _create_file(path: Path) -> None:
-    """Create the database's file and directories for this user alone, and make the names durable."""
-    missing = []
-    directory = path.parent
-    while not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    for directory in reversed(missing):
-        directory.mkdir(mode=0o700, exist_ok=True)
-    # SQLite gives the files beside the database the same mode. One that is there keeps its own.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    for directory in {path.parent, *(directory.parent for directory in missing)}:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    """Create the database's file and directories, if absent, for this user alone; make their names durable."""
+    # Closing a descriptor of a file gives up this process's locks on it, SQLite's among them. So a file that exists
+    # is not opened here, and nobody connects to one that is being made.
+    with _creating:
+        missing = []
+        directory = path.parent
+        while not directory.exists():
+            missing.append(directory)
+            directory = directory.parent
+        for directory in reversed(missing):
+            directory.mkdir(mode=0o700, exist_ok=True)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            # SQLite gives the files beside the database the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return
+        for directory in {path.parent, *(directory.parent for directory in missing)}:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _opening_error(path: str, error: sqlite3.Error) -> StorageError:
@@ -270,7 +281,7 @@ def _opening_error(path: str, error: sqlite3.Error) -> StorageError:
         sqlite3.SQLITE_FULL: f"{path} cannot grow: the disk is full",
         sqlite3.SQLITE_IOERR: f"{path} cannot be read or written: input/output error (is the disk full?)",
     }
-    return StorageError(texts.get(_code(error), f"{path} cannot be opened ({_name(error)})"))
+    return StorageError(texts.get(_code(error), f"{path} cannot be opened ({_name(error)}: {error})"))
 
 
 def _open_writer(
@@ -318,7 +329,8 @@ async def _prepare(
     *,
     may_migrate: bool,
 ) -> tuple[int, int]:
-    session = _Session(connection, partial(_connect_writer, path, settings))
+    # Quiet: whoever opens is told all there is to tell.
+    session = _Session(connection, partial(_connect_writer, path, settings), quiet=True)
     before = await find_version(session, path, migrations)
     latest = migrations[-1].number
     if before < latest and not may_migrate:
@@ -341,8 +353,12 @@ def _prove_writable(connection: sqlite3.Connection, settings: StoreSettings) -> 
     # SQLite opens a file that it may not write without a word and fails at the first write.
     connection.execute("PRAGMA busy_timeout = 0").fetchall()
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
+        connection.execute("BEGIN IMMEDIATE")  # which takes a read-only file for granted
+        try:
+            (unused,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {unused}")
+        finally:
+            connection.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         # Somebody else is writing, so it can be written.
         if _code(error) != sqlite3.SQLITE_BUSY:
@@ -444,9 +460,9 @@ class SqliteStore:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._jobs.put(None)
-            # The last connection to go folds the log into the database, and the reader could not.
+            # First, because the last connection to go folds the log into the database, and a reader could not.
             self._reader.close()
+            self._jobs.put(None)
         await asyncio.shield(self._writer_ended)
 
     def _check_file(self) -> None:
@@ -475,7 +491,7 @@ class SqliteStore:
             connection, _, _ = _open_writer(
                 self._path, self._settings, self._migrations, may_migrate=self._settings.auto_migrate
             )
-            session = _Session(connection, partial(_connect_writer, self._path, self._settings))
+            session = self._writer = _Session(connection, partial(_connect_writer, self._path, self._settings))
             status = os.stat(self._path)
             self._file = status.st_dev, status.st_ino
         except BaseException as error:

@@ -1,0 +1,125 @@
+"""Processes of their own that use a SQLite registry, for tests of storage: `python sqlite_process.py TASK PATH`."""
+
+import asyncio
+import json
+import os
+import resource
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from kamado.devices import parse_device
+from kamado.document import new_id
+from kamado.errors import Conflict, Unavailable
+from kamado.storage import StoreSettings
+from kamado.storage.migrations import load_migrations
+from kamado.storage.sqlite import open_sqlite
+from kamado.store import Store, StoredCredentials, StoredDevice, StoredTenant
+from kamado.tenants import parse_tenant
+
+TENANT = "acme"
+NOBODY = 65534
+
+
+def say(line: str) -> None:
+    os.write(1, line.encode() + b"\n")
+
+
+async def ensure_tenant(store: Store) -> None:
+    tenant = StoredTenant(tenant_id=TENANT, version=new_id(), created=datetime.now(UTC), tenant=parse_tenant({}))
+    with suppress(Conflict):  # another process was faster
+        await store.write(lambda tx: tx.insert_tenant(tenant))
+
+
+async def create_device(store: Store, size: int = 0) -> str:
+    device_id = new_id()
+    document = {"ext": {"filling": "x" * size}} if size else {}
+    device = StoredDevice(
+        tenant_id=TENANT,
+        device_id=device_id,
+        version=new_id(),
+        created=datetime.now(UTC),
+        device=parse_device(document),
+    )
+    credentials = StoredCredentials(tenant_id=TENANT, device_id=device_id, version=new_id())
+    await store.write(lambda tx: tx.insert_device(device, credentials))
+    return device_id
+
+
+async def write_for_ever(path: str) -> None:
+    """Create devices, several at a time, and print the id of each that is acknowledged."""
+    store = await open_sqlite(path, StoreSettings())
+    await ensure_tenant(store)
+
+    async def write() -> None:
+        while True:
+            say(await create_device(store))
+
+    await asyncio.gather(*(write() for _ in range(8)))
+
+
+async def write_some(path: str) -> None:
+    """Create devices, several at a time, and end without closing anything."""
+    store = await open_sqlite(path, StoreSettings())
+    await ensure_tenant(store)
+
+    async def write() -> None:
+        for _ in range(25):
+            say(await create_device(store))
+
+    await asyncio.gather(*(write() for _ in range(8)))
+
+
+async def run_out_of_space(path: str) -> None:
+    """Write until no file may grow any more, look whether all else works, then go on with more space."""
+    store = await open_sqlite(path, StoreSettings())
+    await ensure_tenant(store)
+    acknowledged = []
+    errors: set[str] = set()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    for _ in range(1000):
+        outcomes = await asyncio.gather(*(create_device(store, 2000) for _ in range(10)), return_exceptions=True)
+        acknowledged += [outcome for outcome in outcomes if isinstance(outcome, str)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert all(isinstance(failure, Unavailable) for failure in failures), failures
+        errors |= set(map(str, failures))
+        if failures:
+            break
+    counted = await store.read(lambda tx: tx.count_devices(TENANT))
+    readable = [await store.lookups.find_registration(TENANT, each) is not None for each in acknowledged]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    afterwards = await create_device(store, 2000)
+    await store.close()
+    say(
+        json.dumps(
+            {
+                "acknowledged": [*acknowledged, afterwards],
+                "errors": sorted(errors),
+                "counted": counted,
+                "readable": all(readable),
+            }
+        )
+    )
+
+
+async def open_without_rights(path: str) -> None:
+    """Open the database as somebody to whom file modes apply, and print what is said."""
+    migrations = load_migrations("sqlite")
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    try:
+        store = await open_sqlite(path, StoreSettings(busy_timeout=0.2), migrations)
+    except Unavailable as error:
+        say(f"{type(error).__name__}: {error}")
+    else:
+        await store.close()
+        say("opened")
+
+
+TASKS = {task.__name__: task for task in (write_for_ever, write_some, run_out_of_space, open_without_rights)}
+
+if __name__ == "__main__":
+    asyncio.run(TASKS[sys.argv[1]](sys.argv[2]))
