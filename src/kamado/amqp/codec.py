@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 import msgspec
 
 __all__ = [
+    "READ",
     "UNUSABLE",
     "Array",
     "Attach",
@@ -257,7 +258,7 @@ def _read_items(data: bytes, pos: int, end: int, count: int, depth: int) -> list
         raise DecodeError("a list or map has fewer items than it says")
     items: list[object] = []
     for _ in range(count):
-        value, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+        value, pos = READ[data[pos]](data, pos + 1, depth + 1)
         items.append(value)
     if pos != end:
         raise DecodeError("the items of a list or map do not fill it")
@@ -296,12 +297,12 @@ def _array(wide: bool) -> _Reader:
         while code == 0:
             if len(descriptors) >= _MAX_DEPTH:
                 raise DecodeError("values are nested too deep")
-            descriptor, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+            descriptor, pos = READ[data[pos]](data, pos + 1, depth + 1)
             descriptors.append(descriptor)
             code, pos = data[pos], pos + 1
         if count > max(end - pos, _MAX_EMPTY_ITEMS):
             raise DecodeError("an array has fewer items than it says")
-        reader = _READ[code]
+        reader = READ[code]
         items = []
         for _ in range(count):
             value, pos = reader(data, pos, depth + 1)
@@ -316,8 +317,8 @@ def _array(wide: bool) -> _Reader:
 def _read_described(data: bytes, pos: int, depth: int) -> tuple[object, int]:
     if depth >= _MAX_DEPTH:
         raise DecodeError("values are nested too deep")
-    descriptor, pos = _READ[data[pos]](data, pos + 1, depth + 1)
-    value, pos = _READ[data[pos]](data, pos + 1, depth + 1)
+    descriptor, pos = READ[data[pos]](data, pos + 1, depth + 1)
+    value, pos = READ[data[pos]](data, pos + 1, depth + 1)
     return Described(descriptor, value), pos
 
 
@@ -333,7 +334,7 @@ def _symbol(data: bytes) -> Symbol:
     return Symbol(data.decode("ascii"))
 
 
-_READ: Final[list[_Reader]] = [_read_unknown] * 256
+READ: Final[list[_Reader]] = [_read_unknown] * 256
 for _code, _reader in {
     0x00: _read_described,
     0x40: _constant(None),
@@ -375,8 +376,8 @@ for _code, _reader in {
     0xE0: _array(False),
     0xF0: _array(True),
 }.items():
-    _READ[_code] = _reader
-_READ[0x45] = lambda _data, pos, _depth: ([], pos)
+    READ[_code] = _reader
+READ[0x45] = lambda _data, pos, _depth: ([], pos)
 
 
 def decode(data: bytes, pos: int = 0) -> tuple[object, int]:
@@ -386,7 +387,7 @@ def decode(data: bytes, pos: int = 0) -> tuple[object, int]:
         DecodeError: There is no complete, correct value.
     """
     try:
-        return _READ[data[pos]](data, pos + 1, 0)
+        return READ[data[pos]](data, pos + 1, 0)
     except (IndexError, struct.error):
         raise DecodeError("a value is cut off") from None
     except UnicodeDecodeError:
@@ -776,7 +777,7 @@ def _read_composite(cls: type[_C], data: bytes, pos: int) -> tuple[_C, int]:
         if index >= len(layout.kinds):
             pos = _skip(data, pos)
             continue
-        value, stop = _READ[data[pos]](data, pos + 1, 1)
+        value, stop = READ[data[pos]](data, pos + 1, 1)
         if value is not None:
             values[layout.names[index]] = layout.kinds[index].read(value, data[pos:stop])
         pos = stop
@@ -1060,7 +1061,7 @@ def decode_performative(data: bytes, pos: int = 0) -> tuple[Performative, int]:
 def _read_descriptor(data: bytes, pos: int) -> tuple[int, int]:
     if data[pos] != 0:
         raise DecodeError("a section or performative has no descriptor")
-    descriptor, pos = _READ[data[pos + 1]](data, pos + 2, 1)
+    descriptor, pos = READ[data[pos + 1]](data, pos + 2, 1)
     code = _descriptor_code(descriptor)
     if code is None:
         raise DecodeError("a descriptor is none of AMQP 1.0")
@@ -1125,7 +1126,7 @@ def read_properties_tail(data: bytes, pos: int, end: int, count: int) -> tuple[s
         if index == 5:
             correlation_id, pos = _read_id(data, pos)
         elif index in {3, 4}:
-            value, pos = _READ[data[pos]](data, pos + 1, 1)
+            value, pos = READ[data[pos]](data, pos + 1, 1)
             if value is not None and type(value) is not str:
                 raise DecodeError("subject or reply-to is not a string")
             if index == 3:
@@ -1158,7 +1159,7 @@ def _sections(payload: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _read_application_properties(payload: bytes, pos: int) -> dict[str, object]:
-    value, _end = _READ[payload[pos]](payload, pos + 1, 0)
+    value, _end = READ[payload[pos]](payload, pos + 1, 0)
     if not isinstance(value, dict | Map):
         raise DecodeError("the application properties are not a map")
     pairs = value.items() if isinstance(value, dict) else value

@@ -1,0 +1,431 @@
+"""Links and request messages <-> look-ups: the Tenant, Device Registration and Credentials APIs (amqp-apis 3 to 11).
+
+`Api` is made once per process, `Caller` once per connection. A caller is told of links and requests and answers each
+through its link; what is sent when, and in which task, is not decided here. Most look-ups never wait: each is started
+by hand and answered at once. One that waits becomes a `Pending`, for whoever has a task for it.
+"""
+
+import asyncio
+import logging
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from kamado.amqp.codec import encode_reply
+from kamado.amqp.connection import Link, Request, Unusable
+from kamado.auth import Principal
+from kamado.errors import BadRequest, Forbidden, Reason, RegistryError, Unavailable
+from kamado.lookup import Answer, LookupService
+
+__all__ = ["Api", "ApiSettings", "Caller", "Pending"]
+
+_log = logging.getLogger(__name__)
+
+_LEEWAY: Final = timedelta(minutes=2)
+"""For requests of a login that has ended (amqp-apis 5, step 5)."""
+_SETTLED: Final = 1
+"""snd-settle-mode."""
+_SILENT: Final = frozenset((403, 404))
+"""Statuses whose replies have no body: their text would help nobody but somebody who guesses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """What each link gets."""
+
+    link_credit: int = 100
+    """Requests that a client may have under way on one link."""
+    operation_timeout: float = 3.0
+    """Seconds for one request; clients have given up long before (amqp-apis 5, step 6)."""
+
+
+class Api:
+    """The APIs of this process.
+
+    Args:
+        lookup: Answers the questions.
+        settings: See there.
+        clock: The time now, aware UTC.
+    """
+
+    def __init__(self, lookup: LookupService, settings: ApiSettings, clock: Callable[[], datetime]) -> None:
+        self.settings = settings
+        self.clock = clock
+        endpoints = (
+            _Endpoint("tenant", "get", 2, "tenant/<reply-id>", _TenantApi(lookup).get),
+            _Endpoint("registration", "assert", 3, "registration/<tenant>/<reply-id>", _RegistrationApi(lookup).ask),
+            _Endpoint("credentials", "get", 3, "credentials/<tenant>/<reply-id>", _CredentialsApi(lookup).get),
+        )
+        self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """One API: the first segment of its addresses, its operation, and who answers."""
+
+    name: str
+    subject: str
+    reply_segments: int
+    """What a reply-to address has at least (amqp-apis 4.3, row 7)."""
+    reply_form: str
+    ask: "Callable[[_Target, Request], Coroutine[Any, Any, Answer]]"
+    subscribed: set[str] = field(default_factory=set)
+    """Reply-to addresses with an open link, of all connections of this process (amqp-apis 4.4)."""
+
+
+class _Target:
+    """What a request link leads to: all that is the same for each of its requests is decided once."""
+
+    __slots__ = ("address", "endpoint", "may_execute", "principal", "replies", "tenant_id")
+
+    def __init__(
+        self, endpoint: _Endpoint, address: str, tenant_id: str | None, replies: dict[str, Link], principal: Principal
+    ) -> None:
+        self.endpoint = endpoint
+        self.address = address
+        self.tenant_id = tenant_id
+        self.replies = replies
+        self.principal = principal
+        # For the Tenant API the tenant is in the question, not in the address: a grant may cover all of them.
+        covers = "tenant/*" if endpoint.name == "tenant" else address
+        self.may_execute = principal.authorities.may_execute(covers, endpoint.subject)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subscription:
+    """What a reply link stands for."""
+
+    endpoint: _Endpoint
+    address: str
+
+
+class Caller:
+    """One connection's view of the APIs.
+
+    Args:
+        api: The APIs.
+        principal: Who has logged in.
+        defer: Takes each request that has to wait.
+    """
+
+    def __init__(self, api: Api, principal: Principal, defer: "Callable[[Pending], None]") -> None:
+        self.principal = principal
+        self._api = api
+        self._defer = defer
+        self._replies: dict[str, dict[str, Link]] = {name: {} for name in api.endpoints}
+        self._ends = None if principal.expires is None else principal.expires + _LEEWAY
+        self.is_draining = False
+        """Whether requests are sent back unread, since the process is about to stop (amqp-apis 5.2)."""
+
+    # Links
+
+    def attach(self, link: Link) -> None:
+        """Accept or refuse a link: the checks of amqp-apis 4.3, in their order."""
+        address = link.address
+        if link.is_sender:
+            if link.dynamic:
+                return self._refuse(link, "amqp:not-implemented", "dynamic nodes are not supported")
+            if address is None:
+                return self._refuse(link, "amqp:not-found", "no such node")
+        elif not address:
+            return self._refuse(link, "amqp:not-allowed", "anonymous relay is not supported")
+        address = address.rstrip("/")
+        segments = address.split("/")
+        if "" in segments:
+            # Of an empty tenant nobody could say what it means.
+            return self._refuse(link, "amqp:not-found", "no such address")
+        endpoint = self._api.endpoints.get(segments[0])
+        if endpoint is None:
+            return self._refuse(link, "amqp:not-found", "no endpoint registered for that address")
+        authorities = self.principal.authorities
+        allowed = authorities.may_read(address) if link.is_sender else authorities.may_write(address)
+        if not allowed or self.principal.is_expired(self._api.clock()):
+            return self._refuse(link, "amqp:unauthorized-access", "unauthorized")
+        if not link.is_sender:
+            if link.snd_settle_mode == _SETTLED:
+                return self._refuse(link, "amqp:precondition-failed", "endpoint requires AT_LEAST_ONCE QoS")
+            tenant_id = segments[1] if len(segments) > 1 else None
+            link.context = _Target(endpoint, address, tenant_id, self._replies[endpoint.name], self.principal)
+            return link.accept(self._api.settings.link_credit)
+        if len(segments) < endpoint.reply_segments:
+            return self._refuse(
+                link, "amqp:invalid-field", f"reply-to address must have the form {endpoint.reply_form}"
+            )
+        if address in endpoint.subscribed:
+            return self._refuse(link, "amqp:illegal-state", "reply-to address already subscribed")
+        endpoint.subscribed.add(address)
+        self._replies[endpoint.name][address] = link
+        link.context = _Subscription(endpoint, address)
+        return link.accept()
+
+    def detached(self, link: Link) -> None:
+        """Forget a link that is gone; its address can be attached again."""
+        subscription = link.context
+        if isinstance(subscription, _Subscription):
+            subscription.endpoint.subscribed.discard(subscription.address)
+            self._replies[subscription.endpoint.name].pop(subscription.address, None)
+
+    def _refuse(self, link: Link, condition: str, description: str) -> None:
+        _log.debug(
+            "link refused",
+            extra={"principal": self.principal.name, "address": link.address, "condition": condition},
+        )
+        link.refuse(condition, description)
+
+    # Requests
+
+    def receive(self, link: Link, requests: Sequence[Request]) -> None:
+        """Answer requests of one link: the steps of amqp-apis 5."""
+        target = link.context
+        assert isinstance(target, _Target)
+        if self.is_draining:
+            for request in requests:
+                link.release_delivery(request)
+            return
+        replies = target.replies
+        respond = self._respond if self._ends is None or self._api.clock() < self._ends else self._respond_to_expired
+        finished = 0
+        for request in requests:
+            reply_to = request.reply_to
+            # Formal check (amqp-apis 5.1); what else may be wrong gets a proper reply.
+            if reply_to is None or request.correlation_id is None or request.subject is None:
+                link.reject_delivery(request, "hono:bad-request", "malformed request message")
+                finished += 1
+                continue
+            link.accept_delivery(request)
+            reply_link = replies.get(reply_to)
+            if reply_link is None:
+                reply_link = replies.get(reply_to.rstrip("/"))
+                if reply_link is None:
+                    self._log_unanswerable(target, reply_to)
+                    finished += 1
+                    continue
+            # What does not have to wait is answered here and now, without a task.
+            coroutine = respond(target, request)
+            try:
+                waited = coroutine.send(None)
+            except StopIteration as done:
+                reply_link.send(done.value)
+                finished += 1
+            else:
+                self._defer(Pending(coroutine, waited, link, reply_link, target, request))
+        if finished:
+            link.give_credit(finished)
+
+    async def _respond(self, target: _Target, request: Request) -> bytes:
+        """Run one request and encode its reply: the one place that turns errors into replies."""
+        endpoint = target.endpoint
+        try:
+            if request.subject != endpoint.subject:
+                raise BadRequest("there is no such operation", reason=Reason.MALFORMED_REQUEST)
+            status, payload, cache_control, tenant_id = await endpoint.ask(target, request)
+        except RegistryError as error:
+            return _refusal(target, request, error)
+        except Exception:
+            _log.exception("request failed", extra=_fields(target, request))
+            return _reply_to_error(target, request, 500, "internal error")
+        device_id = request.application_properties.get("device_id")
+        assert request.correlation_id is not None
+        return encode_reply(
+            endpoint.name,
+            request.correlation_id,
+            status,
+            payload,
+            cache_control=cache_control,
+            tenant_id=tenant_id,
+            device_id=device_id if type(device_id) is str else None,
+        )
+
+    async def _respond_to_expired(self, target: _Target, request: Request) -> bytes:
+        """Refuse a request since the login ended more than two minutes ago."""
+        return _refusal(target, request, _forbidden())
+
+    def _log_unanswerable(self, target: _Target, reply_to: str) -> None:
+        _log.debug(
+            "request dropped, its reply link is missing",
+            extra={"principal": self.principal.name, "address": target.address, "reply_to": reply_to},
+        )
+
+
+class Pending:
+    """A request that waits for something: the database, mostly.
+
+    It was started outside of a task and goes on in one.
+    """
+
+    __slots__ = ("_coroutine", "_link", "_reply_link", "_request", "_target", "_waited")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, bytes],
+        waited: object,
+        link: Link,
+        reply_link: Link,
+        target: _Target,
+        request: Request,
+    ) -> None:
+        self._coroutine = coroutine
+        self._waited = waited
+        self._link = link
+        self._reply_link = reply_link
+        self._target = target
+        self._request = request
+
+    async def finish(self, timeout: float) -> None:
+        """Wait for the end, but not for ever, and send the reply; it is dropped if its link is gone by then.
+
+        Cancelled, the request gets no reply; whether its change was made is open.
+
+        Args:
+            timeout: Seconds until the reply is 503 (amqp-apis 5, step 6).
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await _resume(self._coroutine, self._waited)
+        except TimeoutError:
+            reply = _refusal(self._target, self._request, Unavailable("the request took too long"))
+        self._reply_link.send(reply)
+        self._link.give_credit()
+
+    def abandon(self) -> None:
+        """Release what the request holds, if it never came to its end."""
+        self._coroutine.close()
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, bytes], waited: object) -> Generator[object, object, bytes]:
+    """Go on with a coroutine that has been started by hand and waits for `waited`."""
+    while True:
+        try:
+            sent = yield waited
+        except BaseException as error:
+            # Whatever it is (the cancellation at a time-out, most likely), it is the coroutine's to handle.
+            advance, value = coroutine.throw, error
+        else:
+            advance, value = coroutine.send, sent  # type: ignore[assignment]
+        try:
+            waited = advance(value)
+        except StopIteration as done:
+            reply: bytes = done.value
+            return reply
+
+
+# The operations
+
+
+class _TenantApi:
+    """amqp-apis 9."""
+
+    def __init__(self, lookup: LookupService) -> None:
+        self._lookup = lookup
+
+    async def get(self, target: _Target, request: Request) -> Answer:
+        principal = target.principal
+        tenant_id = request.application_properties.get("tenant_id")
+        if type(tenant_id) is str:
+            # The old variant: the right is checked before the look-up (amqp-apis 9.2).
+            if not target.may_execute and not principal.authorities.may_execute(f"tenant/{tenant_id}", "get"):
+                raise _forbidden()
+            return await self._lookup.get_tenant(principal, tenant_id)
+        answer = await self._lookup.get_tenant_by_body(principal, _body(request))
+        if not target.may_execute and not principal.authorities.may_execute(f"tenant/{answer.tenant_id}", "get"):
+            raise _forbidden()
+        return answer
+
+
+class _RegistrationApi:
+    """amqp-apis 10."""
+
+    def __init__(self, lookup: LookupService) -> None:
+        self._assert_registration = lookup.assert_registration
+
+    async def ask(self, target: _Target, request: Request) -> Answer:
+        if not target.may_execute:
+            raise _forbidden()
+        if target.tenant_id is None:
+            raise _no_tenant()
+        arguments = request.application_properties
+        device_id = arguments.get("device_id")
+        if type(device_id) is not str:
+            raise BadRequest("device_id: must be given, as a string", reason=Reason.MALFORMED_REQUEST)
+        gateway_id = arguments.get("gateway_id")
+        return await self._assert_registration(
+            target.principal, target.tenant_id, device_id, gateway_id if type(gateway_id) is str else None
+        )
+
+
+class _CredentialsApi:
+    """amqp-apis 11."""
+
+    def __init__(self, lookup: LookupService) -> None:
+        self._get_credentials = lookup.get_credentials
+
+    async def get(self, target: _Target, request: Request) -> Answer:
+        if not target.may_execute:
+            raise _forbidden()
+        if target.tenant_id is None:
+            raise _no_tenant()
+        return await self._get_credentials(target.principal, target.tenant_id, _body(request))
+
+
+def _body(request: Request) -> bytes | None:
+    body = request.body
+    if isinstance(body, Unusable):
+        raise BadRequest("the body must be data, a string or a binary", reason=Reason.MALFORMED_REQUEST)
+    return body
+
+
+def _forbidden() -> Forbidden:
+    return Forbidden("no right to do that", reason=Reason.NO_RIGHT)
+
+
+def _no_tenant() -> BadRequest:
+    return BadRequest("the link's address names no tenant", reason=Reason.MALFORMED_REQUEST)
+
+
+# Replies to what failed
+
+
+def _refusal(target: _Target, request: Request, error: RegistryError) -> bytes:
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug(
+            "request refused",
+            extra=_fields(target, request) | {"status": error.status, "reason": error.reason, "error": str(error)},
+        )
+    return _reply_to_error(target, request, error.status, str(error))
+
+
+def _reply_to_error(target: _Target, request: Request, status: int, text: str) -> bytes:
+    correlation_id = request.correlation_id
+    assert correlation_id is not None
+    properties = request.application_properties
+    device_id = properties.get("device_id")
+    tenant_id = target.tenant_id
+    if target.endpoint.name == "tenant":
+        # What was asked for is only known here in the old variant.
+        asked = properties.get("tenant_id")
+        tenant_id = asked if type(asked) is str else None
+    return encode_reply(
+        target.endpoint.name,
+        correlation_id,
+        status,
+        None if status in _SILENT else msgspec.json.encode({"error": text}),
+        tenant_id=tenant_id,
+        device_id=device_id if type(device_id) is str else None,
+    )
+
+
+def _fields(target: _Target, request: Request) -> dict[str, object]:
+    properties = request.application_properties
+    return {
+        "principal": target.principal.name,
+        "address": target.address,
+        "subject": request.subject,
+        "tenant_id": target.tenant_id,
+        "device_id": properties.get("device_id"),
+        "gateway_id": properties.get("gateway_id"),
+    }
