@@ -87,7 +87,7 @@ class _Secret(msgspec.Struct, gc=False, rename="kebab"):
 class _Credential(msgspec.Struct, gc=False):
     secrets: list[_Secret]
     enabled: bool = True
-    ext: msgspec.Raw | None = None
+    ext: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode_object = msgspec.json.Decoder(dict[str, object]).decode
@@ -288,7 +288,7 @@ class LookupService:
         credential = _decode_credential(document)
         if not credential.enabled:
             raise NotFound(_NO_CREDENTIALS, reason=Reason.CREDENTIAL_DISABLED)
-        if credential.ext is not None and len(request) > 2:
+        if credential.ext is not msgspec.UNSET and len(request) > 2:
             _check_context(request, credential.ext)
         usable = None
         for secret in credential.secrets:

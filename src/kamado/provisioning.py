@@ -124,7 +124,7 @@ class ProvisioningService:
             if stored.version != plan.tenant_version:
                 decided = self._decide(stored.version, stored.tenant, certificate, auth_id, now)
             self._check_limits(stored.tenant, await transaction.count_devices(tenant_id))
-            return await _insert(transaction, principal, tenant_id, auth_id, decided, now)
+            return await _insert(transaction, principal, tenant_id, auth_id, plan=decided, now=now)
 
         try:
             return await self._store.write(create)
@@ -225,7 +225,7 @@ def _check_auth_id(auth_id: str, verified: VerifiedCertificate) -> None:
 
 
 async def _insert(
-    transaction: Transaction, principal: Principal, tenant_id: str, auth_id: str, plan: _Plan, now: datetime
+    transaction: Transaction, principal: Principal, tenant_id: str, auth_id: str, *, plan: _Plan, now: datetime
 ) -> ProvisionedCredential:
     """Store what provisioning 3.5 describes."""
     comment = f"Auto-provisioned at {format_timestamp(now)}"

@@ -1,0 +1,507 @@
+"""First contact, on a real SQLite store. Rows are those of provisioning 3.2 unless another section is named."""
+
+import asyncio
+import base64
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from kamado.document import Identifiers
+from tests.integration.certificates import Authority, Issued
+from tests.unit.sample_store import ADAPTER, Clock, SampleStore
+
+from kamado.errors import Forbidden, NotFound, Reason, RegistryError
+from kamado.provisioning import ProvisionedCredential, ProvisioningService, ProvisioningSettings
+from kamado.store import Change, ChangeKind, Lookups, Store, Transaction, Work
+
+T = TypeVar("T")
+
+NOON = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def authority(name: str, *, days: int = 365) -> Authority:
+    return Authority.create(name, not_before=NOON - 2 * DAY, not_after=NOON + days * DAY)
+
+
+A = authority("CN=CA A,O=Acme")
+A_NEW = authority("CN=CA A,O=Acme")
+B = authority("CN=CA B,O=Acme")
+X = authority("CN=CA X,O=Acme", days=-1)
+
+
+def issue(subject: str | x509.Name, ca: Authority = A, **arguments: Any) -> Issued:
+    period: dict[str, Any] = {"not_before": NOON - DAY, "not_after": NOON + DAY}
+    return ca.issue(subject, **(period | arguments))
+
+
+def on(ca: Authority, **members: object) -> dict[str, object]:
+    return ca.trust_anchor(auto_provisioning_enabled=True, **members)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOON)
+
+
+@pytest.fixture
+def sample(tmp_path: Path, clock: Clock) -> Iterator[SampleStore]:
+    """Tenant `acme` of provisioning 3.8."""
+    one = SampleStore(tmp_path, clock)
+    one.put_tenant("acme", {"trusted-ca": [on(A), B.trust_anchor(), on(X)]})
+    yield one
+    one.close()
+
+
+class Contact:
+    """What a first contact comes to."""
+
+    def __init__(self, sample: SampleStore, store: Store | None = None, **settings: Any) -> None:
+        self.sample = sample
+        self.service = ProvisioningService(
+            store or sample.store, ProvisioningSettings(**settings), Identifiers(), sample.clock
+        )
+
+    def __call__(self, auth_id: str, certificate: object, tenant_id: str = "acme") -> ProvisionedCredential:
+        given = certificate.base64 if isinstance(certificate, Issued) else certificate
+        return self.sample.run(self.service.provision(ADAPTER, tenant_id, auth_id, given))
+
+    def refused(self, auth_id: str, certificate: object, tenant_id: str = "acme") -> tuple[int, Reason | None]:
+        before = self.sample.count_devices(tenant_id)
+        with pytest.raises(RegistryError) as refusal:
+            self(auth_id, certificate, tenant_id)
+        assert self.sample.count_devices(tenant_id) == before
+        return refusal.value.status, refusal.value.reason
+
+
+@pytest.fixture
+def contact(sample: SampleStore) -> Contact:
+    return Contact(sample)
+
+
+SUBJECT = "CN=p,O=Acme"
+
+
+class TestCreated:
+    """Provisioning 3.5."""
+
+    def test_device_and_credential(self, sample: SampleStore, contact: Contact) -> None:
+        created = contact(SUBJECT, issue(SUBJECT))
+        assert created.status == 201
+        assert str(uuid.UUID(created.device_id)) == created.device_id
+        assert uuid.UUID(created.device_id).version == 4
+        stored = sample.find_device("acme", created.device_id)
+        assert stored is not None
+        comment = "Auto-provisioned at 2026-03-01T12:00:00Z"
+        assert (stored.auto_provisioned, stored.notification_sent, stored.created) == (True, False, NOON)
+        assert stored.updated is None
+        assert stored.device.enabled
+        assert stored.device.ext == {"comment": comment}
+        assert not stored.device.via
+        assert not stored.device.defaults
+        assert not stored.device.authorities
+        credentials = sample.find_credentials("acme", created.device_id)
+        assert credentials is not None
+        assert credentials.credentials == (created.credential,)
+        (credential,) = credentials.credentials
+        assert (credential.type, credential.auth_id, credential.enabled) == ("x509-cert", SUBJECT, True)
+        assert credential.comment == comment
+        (secret,) = credential.secrets
+        assert secret.enabled is None
+        assert secret.not_before is None
+        assert secret.not_after is None
+        assert credentials.version != stored.version
+
+    def test_as_gateway(self, sample: SampleStore, contact: Contact) -> None:
+        """Provisioning 5."""
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provision_as_gateway=True)]})
+        stored = sample.find_device("acme", contact(SUBJECT, issue(SUBJECT)).device_id)
+        assert stored is not None
+        assert list(stored.device.authorities) == ["auto-provisioning-enabled"]
+
+    def test_is_recorded_under_the_adapters_name(self, sample: SampleStore) -> None:
+        store = StoreThat(sample.store)
+        created = Contact(sample, store)(SUBJECT, issue(SUBJECT))
+        assert [(change.kind, change.principal, change.before) for change in store.changes] == [
+            (ChangeKind.DEVICE, ADAPTER.name, None),
+            (ChangeKind.CREDENTIALS, ADAPTER.name, None),
+        ]
+        assert {change.resource_id for change in store.changes} == {created.device_id}
+
+    def test_again_after_the_device_was_deleted(self, sample: SampleStore, contact: Contact) -> None:
+        """Provisioning 3.7: anew, with a new id."""
+        first = contact(SUBJECT, issue(SUBJECT))
+        sample.delete_device("acme", first.device_id)
+        second = contact(SUBJECT, issue(SUBJECT))
+        assert second.status == 201
+        assert second.device_id != first.device_id
+
+    def test_a_renewed_certificate_finds_the_device(self, contact: Contact) -> None:
+        """Provisioning 3.5."""
+        first = contact(SUBJECT, issue(SUBJECT))
+        assert contact(SUBJECT, issue(SUBJECT)) == ProvisionedCredential(device_id=first.device_id, credential=None)
+
+
+class TestDecision:
+    """Provisioning 3.2."""
+
+    def test_row_1_tenant_exists(self, sample: SampleStore, contact: Contact) -> None:
+        assert contact.refused(SUBJECT, issue(SUBJECT), "nope") == (404, Reason.TENANT_UNKNOWN)
+        sample.put_tenant("acme", {"alias": "plant", "trusted-ca": [on(A)]})
+        assert contact.refused(SUBJECT, issue(SUBJECT), "plant") == (404, Reason.TENANT_UNKNOWN)
+        assert contact.refused(SUBJECT, "%%%", "nope") == (404, Reason.TENANT_UNKNOWN)
+
+    @pytest.mark.parametrize(
+        "certificate",
+        [
+            pytest.param("%%%", id="3.8-row-9"),
+            pytest.param(base64.b64encode(bytes(range(256))).decode(), id="3.8-row-10"),
+            pytest.param(7, id="3.8-row-11"),
+            pytest.param("", id="empty"),
+            pytest.param({}, id="object"),
+            pytest.param(True, id="boolean"),
+            pytest.param(issue(SUBJECT).base64[:-40], id="cut"),
+        ],
+    )
+    def test_row_6_certificate_is_readable(self, contact: Contact, certificate: object) -> None:
+        assert contact.refused(SUBJECT, certificate) == (400, Reason.CERTIFICATE_UNREADABLE)
+
+    @pytest.mark.parametrize("form", ["url-safe", "unpadded", "pem"])
+    def test_row_6_forms_of_base64(self, contact: Contact, form: str) -> None:
+        # A certificate whose Base64 needs padding and has a character that the alphabets write differently.
+        certificate = issue(SUBJECT)
+        while not (certificate.base64.endswith("=") and {"+", "/"} & set(certificate.base64)):
+            certificate = issue(SUBJECT)
+        text = {
+            "url-safe": base64.urlsafe_b64encode(certificate.der).decode(),
+            "unpadded": certificate.base64.rstrip("="),
+            "pem": base64.b64encode(certificate.pem).decode(),
+        }[form]
+        assert contact(SUBJECT, text).status == 201
+
+    def test_row_7_tenant_is_enabled(self, sample: SampleStore, contact: Contact) -> None:
+        sample.put_tenant("acme", {"enabled": False, "trusted-ca": [on(A)]})
+        assert contact.refused(SUBJECT, issue(SUBJECT)) == (404, Reason.TENANT_DISABLED)
+        assert contact.refused(SUBJECT, "%%%") == (400, Reason.CERTIFICATE_UNREADABLE)  # row 6 comes before
+
+    def test_row_8_issuer(self, contact: Contact) -> None:
+        assert contact.refused(SUBJECT, issue(SUBJECT, B)) == (404, Reason.ISSUER_DOES_NOT_PROVISION)
+        assert contact.refused(SUBJECT, issue(SUBJECT, X)) == (404, Reason.ISSUER_EXPIRED)
+        stranger = authority("CN=Stranger,O=Acme")
+        assert contact.refused(SUBJECT, issue(SUBJECT, stranger)) == (404, Reason.ISSUER_UNKNOWN)
+
+    def test_row_8_issuer_is_equal_by_its_canonical_form(self, contact: Contact) -> None:
+        """Provisioning 7.6."""
+        assert contact(SUBJECT, issue(SUBJECT, issuer_name="CN=ca  a,O=ACME")).status == 201
+
+    @pytest.mark.parametrize(
+        ("period", "reason"),
+        [
+            ({"not_after": NOON - timedelta(seconds=1)}, Reason.CERTIFICATE_EXPIRED),
+            ({"not_before": NOON + timedelta(seconds=1)}, Reason.CERTIFICATE_NOT_YET_VALID),
+            ({"not_before": NOON}, None),
+            ({"not_after": NOON}, None),
+        ],
+    )
+    def test_row_9_period(self, contact: Contact, period: dict[str, datetime], reason: Reason | None) -> None:
+        certificate = issue(SUBJECT, **period)
+        if reason is None:
+            assert contact(SUBJECT, certificate).status == 201
+        else:
+            assert contact.refused(SUBJECT, certificate) == (404, reason)
+
+    def test_row_10_signature(self, sample: SampleStore, contact: Contact) -> None:
+        liar = issue(SUBJECT, B, issuer_name="CN=CA A,O=Acme")
+        assert contact.refused(SUBJECT, liar) == (404, Reason.SIGNATURE_INVALID)
+        assert Contact(sample, verify_signature=False)(SUBJECT, liar).status == 201
+
+    def test_row_10_key_roll_over(self, sample: SampleStore, contact: Contact) -> None:
+        """Of two entries with one name, the one whose key made the signature counts, with its own members."""
+        sample.put_tenant(
+            "acme",
+            {
+                "trusted-ca": [
+                    on(A, id="old"),
+                    on(A_NEW, id="new", auto_provisioning_device_id_template="{{subject-cn}}"),
+                    B.trust_anchor(),
+                ]
+            },
+        )
+        assert contact("CN=new,O=Acme", issue("CN=new,O=Acme", A_NEW)).device_id == "new"
+        assert contact("CN=old,O=Acme", issue("CN=old,O=Acme", A)).device_id != "old"
+        sample.put_tenant("acme", {"trusted-ca": [A.trust_anchor(id="old"), on(A_NEW, id="new")]})
+        assert contact("CN=n2,O=Acme", issue("CN=n2,O=Acme", A_NEW)).status == 201
+        assert contact.refused("CN=o2,O=Acme", issue("CN=o2,O=Acme", A)) == (404, Reason.SIGNATURE_INVALID)
+
+    @pytest.mark.parametrize(
+        ("auth_id", "reason"),
+        [
+            ("CN=q,O=Acme", Reason.SUBJECT_DIFFERS),
+            ("O=Acme,CN=p", Reason.SUBJECT_DIFFERS),
+            ("p", Reason.SUBJECT_DIFFERS),
+            ("CN=p, O=Acme", Reason.SUBJECT_SPELLED_OTHERWISE),
+            ("cn=P,O=ACME", Reason.SUBJECT_SPELLED_OTHERWISE),
+        ],
+    )
+    def test_row_11_auth_id(self, contact: Contact, auth_id: str, reason: Reason) -> None:
+        """Also rows 7 and 8 of provisioning 3.8."""
+        assert contact.refused(auth_id, issue(SUBJECT)) == (400, reason)
+
+    @pytest.mark.parametrize(
+        "auth_id",
+        [
+            pytest.param("Smith, John@Acme", id="literal"),
+            pytest.param(r"CN=Smith\, John,O=Acme", id="subject of an adapter without templates"),
+        ],
+    )
+    def test_row_11_template(self, sample: SampleStore, contact: Contact, auth_id: str) -> None:
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auth_id_template="{{subject-cn}}@{{subject-o}}")]})
+        assert contact(auth_id, issue(r"CN=Smith\, John,O=Acme")).status == 201
+
+    def test_row_11_template_as_adapters_fill_it(self, sample: SampleStore, contact: Contact) -> None:
+        """Provisioning 3.3: a backslash swallows itself."""
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auth_id_template="dn:{{subject-dn}}")]})
+        certificate = issue(r"CN=Smith\, John,O=Acme")
+        assert contact("dn:CN=Smith, John,O=Acme", certificate).status == 201
+        assert contact(r"dn:CN=Smith\, John,O=Acme", certificate).status == 201
+        assert contact.refused("dn:CN=Smith,O=Acme", certificate) == (400, Reason.SUBJECT_DIFFERS)
+
+    def test_row_11_template_that_cannot_be_filled(self, sample: SampleStore, contact: Contact) -> None:
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auth_id_template="{{subject-ou}}")]})
+        assert contact.refused("anything", issue(SUBJECT)) == (400, Reason.TEMPLATE_NOT_FILLED)
+
+    @pytest.mark.parametrize(
+        ("template", "subject", "device_id"),
+        [
+            ("{{subject-o}}-{{subject-cn}}", "CN=pump-9,OU=Plant-7,O=Acme", "Acme-pump-9"),
+            ("{{subject-ou}}", "CN=a,OU=x,OU=y,O=z", "y"),
+            ("{{subject-dn}}", "CN=alone", "CN=alone"),
+            ("dev:{{subject-cn}}.{{subject-cn}}", "CN=a", "dev:a.a"),
+        ],
+    )
+    def test_row_12_device_id(
+        self, sample: SampleStore, contact: Contact, template: str, subject: str, device_id: str
+    ) -> None:
+        """Provisioning 3.4."""
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template=template)]})
+        assert contact(subject, issue(subject)).device_id == device_id
+
+    def test_row_12_values_are_not_filled_again(self, sample: SampleStore, contact: Contact) -> None:
+        """Provisioning 3.4: in one pass. The braces then break the rule for device ids."""
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-cn}}")]})
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "{{subject-o}}")])
+        assert contact.refused("CN={{subject-o}}", issue(name)) == (400, Reason.DEVICE_ID_INVALID)
+
+    @pytest.mark.parametrize(
+        ("template", "reason"),
+        [
+            ("{{subject-ou}}", Reason.TEMPLATE_NOT_FILLED),  # 3.8 row 17
+            ("{{subject-dn}}", Reason.DEVICE_ID_INVALID),
+            ("{{subject-cn}}/x", Reason.DEVICE_ID_INVALID),
+            ("{{subject-cn}}" + "x" * 256, Reason.DEVICE_ID_INVALID),
+        ],
+    )
+    def test_row_12_no_device_id(self, sample: SampleStore, contact: Contact, template: str, reason: Reason) -> None:
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template=template)]})
+        assert contact.refused(SUBJECT, issue(SUBJECT)) == (400, reason)
+
+    @pytest.mark.parametrize(
+        ("own", "general", "allowed"),
+        [(1, -1, 1), (-1, 1, 1), (1, 5, 1), (5, 1, 1), (0, -1, 0), (-1, 0, 0), (None, 1, 1), (None, -1, 3)],
+    )
+    def test_row_13_devices(self, sample: SampleStore, own: int | None, general: int, allowed: int) -> None:
+        """Provisioning 3.7: the smaller limit wins."""
+        limits = {} if own is None else {"registration-limits": {"max-devices": own}}
+        sample.put_tenant("acme", {"trusted-ca": [on(A)]} | limits)
+        contact = Contact(sample, max_devices_per_tenant=general)
+        for number in range(allowed):
+            assert contact(f"CN=p{number}", issue(f"CN=p{number}")).status == 201
+        if allowed < 3:
+            assert contact.refused(SUBJECT, issue(SUBJECT)) == (403, Reason.DEVICE_LIMIT_REACHED)
+        if allowed:
+            assert contact("CN=p0", issue("CN=p0")).status == 200
+
+    @pytest.mark.parametrize(("own", "general", "refused"), [(0, -1, True), (-1, 0, True), (1, 1, False)])
+    def test_row_13_credentials(self, sample: SampleStore, own: int, general: int, refused: bool) -> None:
+        sample.put_tenant("acme", {"trusted-ca": [on(A)], "registration-limits": {"max-credentials-per-device": own}})
+        contact = Contact(sample, max_credentials_per_device=general)
+        if refused:
+            assert contact.refused(SUBJECT, issue(SUBJECT)) == (403, Reason.CREDENTIALS_LIMIT_REACHED)
+        else:
+            assert contact(SUBJECT, issue(SUBJECT)).status == 201
+
+    def test_row_14_device_id_is_taken(self, sample: SampleStore, contact: Contact) -> None:
+        """3.8 row 18."""
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-cn}}")]})
+        sample.put_device("acme", "p", {"ext": {"mine": True}})
+        assert contact.refused(SUBJECT, issue(SUBJECT)) == (409, Reason.DEVICE_ID_TAKEN)
+        stored, credentials = sample.find_device("acme", "p"), sample.find_credentials("acme", "p")
+        assert stored is not None
+        assert credentials is not None
+        assert stored.device.ext == {"mine": True}
+        assert not credentials.credentials
+
+    def test_what_the_adapter_reads_does_not_tell_the_reason(self, sample: SampleStore, contact: Contact) -> None:
+        """Provisioning 3.2: why 404 for rows 7 to 10."""
+        texts = set()
+        for certificate in (issue(SUBJECT, B), issue(SUBJECT, X), issue(SUBJECT, B, issuer_name="CN=CA A,O=Acme")):
+            with pytest.raises(NotFound) as refusal:
+                contact(SUBJECT, certificate)
+            texts.add(str(refusal.value))
+        sample.put_tenant("acme", {"enabled": False, "trusted-ca": [on(A)]})
+        with pytest.raises(NotFound) as disabled:
+            contact(SUBJECT, issue(SUBJECT))
+        assert texts == {str(disabled.value)}
+
+
+class StoreThat:
+    """The real store; something happens before a write, or what the transaction sees is older than what is there."""
+
+    def __init__(
+        self, store: Store, *, before_write: Callable[[], Awaitable[None]] | None = None, blind: bool = False
+    ) -> None:
+        self._store = store
+        self._before_write = before_write
+        self._blind = blind
+        self.changes: list[Change] = []
+
+    @property
+    def lookups(self) -> Lookups:
+        return self._store.lookups
+
+    async def read(self, work: Work[T]) -> T:
+        return await self._store.read(work)
+
+    async def write(self, work: Work[T]) -> T:
+        if self._before_write is not None:
+            await self._before_write()
+        return await self._store.write(lambda transaction: work(_TransactionThat(transaction, self)))  # type: ignore[arg-type]
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class _TransactionThat:
+    def __init__(self, transaction: Transaction, store: StoreThat) -> None:
+        self._transaction = transaction
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transaction, name)
+
+    async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> object:
+        if self._store._blind:
+            return None
+        return await self._transaction.find_credential(tenant_id, type_, auth_id)
+
+    async def record(self, change: Change) -> None:
+        self._store.changes.append(change)
+        await self._transaction.record(change)
+
+
+class TestRaces:
+    """Provisioning 3.7, and whatever an operator may do between the checks and the transaction."""
+
+    def meanwhile(self, sample: SampleStore, other: Callable[[SampleStore], Awaitable[None]], **flags: bool) -> Contact:
+        async def before_write() -> None:
+            await other(sample)
+
+        return Contact(sample, StoreThat(sample.store, before_write=before_write, **flags))
+
+    @pytest.mark.parametrize("blind", [False, True])
+    def test_somebody_else_was_faster(self, sample: SampleStore, blind: bool) -> None:
+        """The loser reads again and answers 200, whether it sees the winner at once or runs into it."""
+        winner: list[ProvisionedCredential] = []
+
+        async def other(sample: SampleStore) -> None:
+            service = ProvisioningService(sample.store, ProvisioningSettings(), Identifiers(), sample.clock)
+            winner.append(await service.provision(ADAPTER, "acme", SUBJECT, issue(SUBJECT).base64))
+
+        loser = self.meanwhile(sample, other, blind=blind)(SUBJECT, issue(SUBJECT))
+        assert winner[0].status == 201
+        assert (loser.status, loser.device_id, loser.credential) == (200, winner[0].device_id, None)
+        assert sample.count_devices("acme") == 1
+
+    def test_the_template_gives_both_the_same_device_id(self, sample: SampleStore) -> None:
+        """Conflict on the device id, but the credential is there by now: 200."""
+        sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-cn}}")]})
+
+        async def other(sample: SampleStore) -> None:
+            service = ProvisioningService(sample.store, ProvisioningSettings(), Identifiers(), sample.clock)
+            await service.provision(ADAPTER, "acme", SUBJECT, issue(SUBJECT).base64)
+
+        loser = self.meanwhile(sample, other, blind=True)(SUBJECT, issue(SUBJECT))
+        assert (loser.status, loser.device_id) == (200, "p")
+
+    @pytest.mark.parametrize(
+        ("document", "expected"),
+        [
+            ({"enabled": False, "trusted-ca": [on(A)]}, (404, Reason.TENANT_DISABLED)),
+            ({}, (404, Reason.ISSUER_UNKNOWN)),
+            ({"trusted-ca": [A.trust_anchor()]}, (404, Reason.ISSUER_DOES_NOT_PROVISION)),
+            ({"trusted-ca": [on(A_NEW)]}, (404, Reason.SIGNATURE_INVALID)),
+            (
+                {"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-ou}}")]},
+                (400, Reason.TEMPLATE_NOT_FILLED),
+            ),
+            ({"trusted-ca": [on(A)], "registration-limits": {"max-devices": 0}}, (403, Reason.DEVICE_LIMIT_REACHED)),
+            (None, (404, Reason.TENANT_UNKNOWN)),
+        ],
+    )
+    def test_the_tenant_changes_meanwhile(
+        self, sample: SampleStore, document: dict[str, object] | None, expected: tuple[int, Reason]
+    ) -> None:
+        async def other(sample: SampleStore) -> None:
+            if document is None:
+                await sample.deleting_tenant("acme")
+            else:
+                await sample.putting_tenant("acme", document)
+
+        assert self.meanwhile(sample, other).refused(SUBJECT, issue(SUBJECT)) == expected
+
+    def test_the_tenant_changes_to_no_effect(self, sample: SampleStore) -> None:
+        async def other(sample: SampleStore) -> None:
+            await sample.putting_tenant("acme", {"trusted-ca": [on(A, auto_provision_as_gateway=True)]})
+
+        created = self.meanwhile(sample, other)(SUBJECT, issue(SUBJECT))
+        stored = sample.find_device("acme", created.device_id)
+        assert created.status == 201
+        assert stored is not None
+        assert list(stored.device.authorities) == ["auto-provisioning-enabled"]
+
+    def test_many_at_once(self, sample: SampleStore, contact: Contact) -> None:
+        """3.8 row 19: one 201, the others 200, one device."""
+        certificate = issue(SUBJECT).base64
+
+        async def all_at_once() -> list[ProvisionedCredential]:
+            return await asyncio.gather(
+                *(contact.service.provision(ADAPTER, "acme", SUBJECT, certificate) for _ in range(50))
+            )
+
+        results = sample.run(all_at_once())
+        assert sorted(result.status for result in results) == [200] * 49 + [201]
+        assert len({result.device_id for result in results}) == 1
+        assert sample.count_devices("acme") == 1
+
+    def test_the_limit_holds_for_many_at_once(self, sample: SampleStore) -> None:
+        sample.put_tenant("acme", {"trusted-ca": [on(A)], "registration-limits": {"max-devices": 5}})
+        contact = Contact(sample)
+        certificates = {f"CN=d{number}": issue(f"CN=d{number}").base64 for number in range(20)}
+
+        async def all_at_once() -> list[ProvisionedCredential | BaseException]:
+            return await asyncio.gather(
+                *(contact.service.provision(ADAPTER, "acme", *pair) for pair in certificates.items()),
+                return_exceptions=True,
+            )
+
+        results = sample.run(all_at_once())
+        created = [result for result in results if isinstance(result, ProvisionedCredential)]
+        refused = [result for result in results if isinstance(result, Forbidden)]
+        assert (len(created), len(refused), sample.count_devices("acme")) == (5, 15, 5)
