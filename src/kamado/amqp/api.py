@@ -251,49 +251,40 @@ class Caller:
         )
 
 
+@dataclass(slots=True)
 class Pending:
     """A request that waits for something: the database, mostly.
 
     It was started outside of a task and goes on in one.
     """
 
-    __slots__ = ("_coroutine", "_link", "_reply_link", "_request", "_target", "_waited")
+    coroutine: Coroutine[Any, Any, bytes]
+    waited: object
+    """What the coroutine yielded when it was started."""
+    link: Link
+    reply_link: Link
+    target: _Target
+    request: Request
 
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, bytes],
-        waited: object,
-        link: Link,
-        reply_link: Link,
-        target: _Target,
-        request: Request,
-    ) -> None:
-        self._coroutine = coroutine
-        self._waited = waited
-        self._link = link
-        self._reply_link = reply_link
-        self._target = target
-        self._request = request
-
-    async def finish(self, timeout: float) -> None:
+    async def finish(self, operation_timeout: float) -> None:
         """Wait for the end, but not for ever, and send the reply; it is dropped if its link is gone by then.
 
         Cancelled, the request gets no reply; whether its change was made is open.
 
         Args:
-            timeout: Seconds until the reply is 503 (amqp-apis 5, step 6).
+            operation_timeout: Seconds until the reply is 503 (amqp-apis 5, step 6).
         """
         try:
-            async with asyncio.timeout(timeout):
-                reply = await _resume(self._coroutine, self._waited)
+            async with asyncio.timeout(operation_timeout):
+                reply = await _resume(self.coroutine, self.waited)
         except TimeoutError:
-            reply = _refusal(self._target, self._request, Unavailable("the request took too long"))
-        self._reply_link.send(reply)
-        self._link.give_credit()
+            reply = _refusal(self.target, self.request, Unavailable("the request took too long"))
+        self.reply_link.send(reply)
+        self.link.give_credit()
 
     def abandon(self) -> None:
         """Release what the request holds, if it never came to its end."""
-        self._coroutine.close()
+        self.coroutine.close()
 
 
 @types.coroutine
