@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import compress
 from typing import Final, NamedTuple
 
 import msgspec
@@ -78,10 +79,11 @@ class _Assertion(msgspec.Struct, gc=False, rename="kebab"):
     command_endpoint: msgspec.Raw | msgspec.UnsetType
 
 
-class _Secret(msgspec.Struct, gc=False, rename="kebab"):
+class _Secret(msgspec.Struct, gc=False, rename="kebab", omit_defaults=True):
     enabled: bool = True
     not_before: str | None = None
     not_after: str | None = None
+    comment: str | None = None
 
 
 class _Credential(msgspec.Struct, gc=False):
@@ -90,12 +92,28 @@ class _Credential(msgspec.Struct, gc=False):
     ext: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _X509Credential(msgspec.Struct, gc=False, rename="kebab"):
+    """A stored x509-cert credential and, with the device's id, its payload (amqp-apis 11.4).
+
+    Its secret has nothing for an adapter but a validity: `[{}]` is normal, the secret's id stays here.
+    """
+
+    type: str
+    auth_id: str
+    secrets: list[_Secret]
+    device_id: str = ""
+    enabled: bool = True
+    comment: str | msgspec.UnsetType = msgspec.UNSET
+    ext: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 _decode_object = msgspec.json.Decoder(dict[str, object]).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_secrets = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_registration = msgspec.json.Decoder(_Registration).decode
 _decode_gateway = msgspec.json.Decoder(_Gateway).decode
 _decode_credential = msgspec.json.Decoder(_Credential).decode
+_decode_x509_credential = msgspec.json.Decoder(_X509Credential).decode
 _encode = msgspec.json.encode
 
 _CRITERIA: Final = frozenset(("type", "auth-id", "device-id"))
@@ -268,7 +286,7 @@ class LookupService:
         provisioned = await self._provisioning.provision(principal, tenant_id, auth_id, certificate)
         if provisioned.credential is not None:
             row = CredentialRow(provisioned.device_id, encode(stored_document(provisioned.credential)).decode())
-            return Answer(201, _rewritten_payload(row, type_, None), "no-cache", tenant_id)
+            return Answer(201, self._payload(row, type_, request), "no-cache", tenant_id)
         # Somebody else was faster, and what they made counts as found (provisioning 3.7).
         row = await self._find_credential(tenant_id, type_, auth_id)
         if row is None:
@@ -285,27 +303,40 @@ class LookupService:
             NotFound: It cannot.
         """
         document = row.document
-        credential = _decode_credential(document)
+        if type_ == _X509:
+            certified = _decode_x509_credential(document)
+            usable = self._check(certified, request)
+            if usable is not None:
+                certified.secrets = list(compress(certified.secrets, usable))
+            certified.device_id = row.device_id
+            return _encode(certified)
+        usable = self._check(_decode_credential(document), request)
+        if usable is not None:
+            document = _leave_out_secrets(document, usable)
+        # The rest of the payload is the stored document as it is.
+        return b'{"device-id":%b,%b' % (_encode(row.device_id), document[1:].encode())
+
+    def _check(self, credential: _Credential | _X509Credential, request: JsonObject) -> list[bool] | None:
+        """Check a credential in the order of amqp-apis 11.2, step 6.
+
+        Returns:
+            Which of its secrets can be used now; `None` if all can.
+
+        Raises:
+            NotFound: It cannot be used.
+        """
         if not credential.enabled:
             raise NotFound(_NO_CREDENTIALS, reason=Reason.CREDENTIAL_DISABLED)
         if credential.ext is not msgspec.UNSET and len(request) > 2:
             _check_context(request, credential.ext)
-        usable = None
         for secret in credential.secrets:
             if not secret.enabled or secret.not_before is not None or secret.not_after is not None:
-                usable = self._find_usable(credential.secrets)
-                break
-        if type_ == _X509 or (usable is not None and not all(usable)):
-            return _rewritten_payload(row, type_, usable)
-        return b'{"device-id":%b,%b' % (_encode(row.device_id), document[1:].encode())
+                return self._find_usable(credential.secrets)
+        return None
 
-    def _find_usable(self, secrets: Sequence[_Secret]) -> list[bool]:
-        """Tell which secrets can be used now; the ends of a period belong to it.
-
-        Raises:
-            NotFound: None.
-        """
-        # Stored instants are whole seconds of UTC in one form, so their text has their order (management 3.12).
+    def _find_usable(self, secrets: Sequence[_Secret]) -> list[bool] | None:
+        # Stored instants are whole seconds of UTC in one form, so their texts have their order (management 3.12). The
+        # ends of a period belong to it.
         started, ended = self._second.texts()
         usable = [
             secret.enabled
@@ -313,16 +344,18 @@ class LookupService:
             and (secret.not_after is None or secret.not_after >= ended)
             for secret in secrets
         ]
-        if not any(usable):
-            enabled = [secret for secret in secrets if secret.enabled]
-            if not enabled:
-                reason = Reason.SECRETS_DISABLED
-            elif all(secret.not_after is not None and secret.not_after < ended for secret in enabled):
-                reason = Reason.SECRETS_EXPIRED
-            else:
-                reason = Reason.SECRETS_NOT_YET_VALID
-            raise NotFound(_NO_CREDENTIALS, reason=reason)
-        return usable
+        if all(usable):
+            return None
+        if any(usable):
+            return usable
+        enabled = [secret for secret in secrets if secret.enabled]
+        if not enabled:
+            reason = Reason.SECRETS_DISABLED
+        elif all(secret.not_after is not None and secret.not_after < ended for secret in enabled):
+            reason = Reason.SECRETS_EXPIRED
+        else:
+            reason = Reason.SECRETS_NOT_YET_VALID
+        raise NotFound(_NO_CREDENTIALS, reason=reason)
 
     async def _without_credential(self, tenant_id: str, type_: str, certificate: object) -> NotFound:
         if not await self._has_tenant(tenant_id):
@@ -389,26 +422,12 @@ def _json_equal(one: object, other: object) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
-def _rewritten_payload(row: CredentialRow, type_: str, usable: Sequence[bool] | None) -> bytes:
-    """Return the payload of a credential where it is not just the stored document.
-
-    A secret of type x509-cert has nothing for an adapter but its validity: `[{}]` is normal (amqp-apis 11.4), its id
-    stays here.
-
-    Args:
-        row: The credential.
-        type_: Its type.
-        usable: Which of its secrets to keep; `None` for all.
-    """
-    members = _decode_members(row.document)
-    secrets = _decode_secrets(members["secrets"])
-    if usable is not None:
-        secrets = [secret for secret, keep in zip(secrets, usable, strict=True) if keep]
-    if type_ == _X509:
-        for secret in secrets:
-            secret.pop("id", None)
+def _leave_out_secrets(document: str, usable: Sequence[bool]) -> str:
+    """Return a stored credential without the secrets that are not usable; everything else stays as it is."""
+    members = _decode_members(document)
+    secrets = list(compress(_decode_elements(members["secrets"]), usable))
     members["secrets"] = msgspec.Raw(_encode(secrets))
-    return b'{"device-id":%b,%b' % (_encode(row.device_id), _encode(members)[1:])
+    return _encode(members).decode()
 
 
 # --- Names ---
