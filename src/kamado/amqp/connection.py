@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, assert_never
 
+from kamado import __version__
 from kamado.amqp import codec
 from kamado.amqp.codec import UNUSABLE, DecodeError, Request, Unusable
 from kamado.amqp.session import (
@@ -81,7 +82,7 @@ class ConnectionSettings:
     max_queued_replies: int = 2048
     """Replies that wait on one link for the peer's credit; one more closes the connection (amqp-apis 17)."""
     product: str = "Kamado"
-    version: str = ""
+    version: str = __version__
 
 
 class _State(Enum):
@@ -266,10 +267,7 @@ class Connection:
             max_frame_size=settings.max_frame_size,
             channel_max=settings.max_sessions - 1,
             idle_time_out=int(settings.idle_timeout * 500) or None,
-            properties={
-                codec.Symbol("product"): settings.product,
-                codec.Symbol("version"): settings.version,
-            },
+            properties={codec.Symbol("product"): settings.product, codec.Symbol("version"): settings.version},
         )
         self._write(codec.encode_frame(0, performative))
 

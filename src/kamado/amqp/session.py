@@ -516,7 +516,7 @@ def _add_requests(link: Link, requests: list[Request], events: list[Event]) -> N
 
 
 _ACCEPTED = struct.Struct(">IHH8sI1sI5s")
-_FLOW = struct.Struct(">IHH8sI1sI1sI1sI1sI1sI1sI")
+_FLOW = struct.Struct(">IHH7sI1sI1sI1sI1sI1sI1sI")
 
 
 class Session:
