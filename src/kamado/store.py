@@ -13,6 +13,7 @@ start (serialisation failure), so it must not change anything outside its transa
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -229,6 +230,13 @@ class Lookups(Protocol):
     Each is one statement. An engine that can answer at once returns without suspending, so that a look-up can be
     answered in the batch it arrived in.
     """
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Answer the look-ups made inside from one snapshot, which is not older than the entry.
+
+        Half of what a lone point read costs is finding out what to read from, so look-ups that have arrived together
+        should be made together. Nothing inside may wait for anything: other look-ups would see the old snapshot.
+        """
 
     async def find_tenant(self, tenant_id: str) -> TenantRow | None:
         """Find a tenant by id or else by alias."""

@@ -755,6 +755,24 @@ async def test_a_read_sees_one_snapshot_and_the_last_write(store: Store) -> None
         assert await store.lookups.find_registration("acme", device.device_id) is not None
 
 
+@with_two_stores
+async def test_a_batch_of_look_ups_sees_what_was_there_when_it_began(first: Store, second: Store) -> None:
+    await insert_tenant(first, stored_tenant("acme", {"alias": "al"}))
+    for number in range(20):
+        await insert_device(second, stored_device("acme", f"d{number}"), [credential("psk", f"id {number}")])
+        with first.lookups.batch():
+            assert await first.lookups.find_tenant("al") is not None
+            assert await first.lookups.find_registration("acme", f"d{number}") is not None
+            assert await first.lookups.find_credential("acme", "psk", f"id {number}") is not None
+            assert await first.lookups.find_registration("acme", f"d{number + 1}") is None
+            with first.lookups.batch():
+                assert await count_devices(first, "acme") == number + 1
+            assert await first.lookups.find_group_members("acme", ["g"]) == []
+        with first.lookups.batch():
+            pass
+        assert await first.lookups.find_registration("acme", f"d{number + 1}") is None
+
+
 @with_store
 async def test_a_cancelled_caller_harms_nobody(store: Store) -> None:
     await insert_tenant(store, stored_tenant("acme"))
@@ -804,6 +822,8 @@ def test_closing_finishes_what_was_accepted(engine: Engine) -> None:
         ]
         for call in refused:
             with pytest.raises(Unavailable):
+                await call()
+            with store.lookups.batch(), pytest.raises(Unavailable):
                 await call()
         store = await engine.open()
         for number in range(50):

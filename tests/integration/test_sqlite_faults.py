@@ -322,6 +322,35 @@ def test_a_broken_read_connection_is_replaced(path: Path) -> None:
     with_store(path, test)
 
 
+def test_a_batch_of_look_ups_is_one_snapshot(path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        find = store.lookups.find_tenant
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            with store.lookups.batch():
+                assert await find(TENANT) is not None
+                other.execute("DELETE FROM tenants")
+                assert await find(TENANT) is not None
+            assert await find(TENANT) is None
+
+    with_store(path, test)
+
+
+def test_a_connection_that_breaks_inside_a_batch_is_replaced(path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        with store.lookups.batch():
+            store._reader.connection.close()
+            store._reader._connected -= 1
+            with pytest.raises(Unavailable):
+                await store.lookups.find_tenant(TENANT)
+            assert await store.lookups.find_tenant(TENANT) is not None
+        store._reader.connection.close()
+        store._reader._connected -= 1
+        with store.lookups.batch():
+            assert await store.lookups.find_tenant(TENANT) is not None
+
+    with_store(path, test)
+
+
 def test_a_broken_write_connection_is_replaced(path: Path) -> None:
     async def break_it(tx: Transaction, connection: sqlite3.Connection) -> None:
         connection.close()

@@ -176,7 +176,7 @@ def test_a_newer_schema_is_refused_and_left_untouched(tmp_path: Path) -> None:
     before = everything(path)
     for call in (lambda: open_store(url(path)), lambda: migrate(url(path))):
         with pytest.raises(NewerSchema, match=f"schema {LATEST + 1}, made by a later version") as raised:
-            asyncio.run(call())  # type: ignore[arg-type]
+            asyncio.run(call())
         assert str(path) in str(raised.value)
         assert everything(path) == before
 

@@ -10,6 +10,7 @@ holds against whatever runs side by side, and the transaction is still good for 
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, cast
@@ -101,6 +102,9 @@ class Session(Protocol):
 
     def array(self, values: Sequence[str]) -> Value:
         """Return the parameter for `= ANY(?n)`."""
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Read from one snapshot; see `store.Lookups.batch`."""
 
 
 # Tenants
@@ -515,6 +519,7 @@ class SqlLookups:
         self._one = session.one
         self._all = session.all
         self._array = session.array
+        self.batch = session.batch
 
     async def find_tenant(self, tenant_id: str) -> TenantRow | None:
         row = await self._one(LOOK_UP_TENANT, tenant_id)
