@@ -153,32 +153,35 @@ static void put_flow(connection_t *c) {
     c->reply_credit_left = REPLY_CREDIT;
 }
 
+/* A request in the encoding of the stock adapters' library: wide properties, everything else narrow. */
 static void put_request(connection_t *c, line_t line, uint32_t slot) {
-    size_t frame = open_frame(c, 0), list = open_list(c, 0x14, 0xd0, 5);
+    size_t frame = open_frame(c, 0);
     char id[24];
     uint32_t tag = htonl(c->sent);
-    put_uint(c, 1); /* handle */
+    put(c, "\x00\x53\x14\xc0\x10\x05\x52\x01", 8); /* handle 1 */
     put_uint(c, c->sent);
     put_variable(c, 0xa0, 0xb0, &tag, 4);
     put(c, "\x43\x42", 2); /* message-format 0, unsettled */
-    close_list(c, list);
     snprintf(id, sizeof id, "%04x-%08x-%04x", (unsigned)c->index & 0xffff, c->sent, slot & 0xffff);
-    list = open_list(c, 0x73, 0xd0, 5);
+    size_t list = open_list(c, 0x73, 0xd0, by_device ? 5 : 7);
     put_string(c, id);
     put_byte(c, 0x40);
     put_string(c, target);
     put_string(c, subject);
     put_string(c, c->reply_to);
+    if (!by_device) {
+        put_byte(c, 0x40);
+        put_variable(c, 0xa3, 0xb3, "application/json", 16);
+    }
     close_list(c, list);
     if (by_device) {
-        list = open_list(c, 0x74, 0xd1, 2);
+        put(c, "\x00\x53\x74\xc1", 4);
+        put_byte(c, 14 + line.length); /* names of devices are short here */
+        put_byte(c, 2);
         put_string(c, "device_id");
         put_variable(c, 0xa1, 0xb1, line.text, line.length);
-        close_list(c, list);
     } else {
-        put_byte(c, 0x00);
-        put_byte(c, 0x53);
-        put_byte(c, 0x75);
+        put(c, "\x00\x53\x75", 3);
         put_variable(c, 0xa0, 0xb0, line.text, line.length);
     }
     close_frame(c, frame);
@@ -511,6 +514,8 @@ int main(int argc, char **argv) {
     in_flight_goal = atoi(argv[9]);
     double warm_up = atof(argv[10]), seconds = atof(argv[11]);
     once = seconds == 0;
+    for (size_t i = 0; by_device && i < line_count; i++)
+        if (lines[i].length > 200) die("a device id is too long for this client");
     if (connection_count < 1 || in_flight_goal < 1 || in_flight_goal > MAX_IN_FLIGHT) die("bad numbers");
 
     connections = calloc((size_t)connection_count, sizeof *connections);
