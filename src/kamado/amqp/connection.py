@@ -129,9 +129,10 @@ class Connection:
 
     # --- In -----------------------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, now: float) -> list[Event]:
+    def receive(self, data: bytes | bytearray, now: float) -> list[Event]:
         """Take what was read. Never raises, whatever the bytes are."""
         self._now = self._last_received = now
+        data = bytes(data)  # no copy if it is that already; pieces of it serve as keys
         events, self._events = self._events, []
         if self._state is _State.CLOSED:
             return events
