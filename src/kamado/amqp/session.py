@@ -724,11 +724,17 @@ class Session:
 
                 # Properties: the message-id is copied. All after it mostly repeats from request to request, so it is
                 # read once and remembered.
-                if not data.startswith(b"\x00\x53\x73\xc0", at):
+                if data.startswith(b"\x00\x53\x73\xd0", at):
+                    # Proton-J, the library of the stock adapters, writes this section wide whatever its size.
+                    section = at + 8 + u32(data, at + 4)[0]
+                    (count,) = u32(data, at + 8)
+                    at += 12
+                elif data.startswith(b"\x00\x53\x73\xc0", at):
+                    section = at + 5 + data[at + 4]
+                    count = data[at + 5]
+                    at += 6
+                else:
                     break
-                section = at + 5 + data[at + 4]
-                count = data[at + 5]
-                at += 6
                 code = data[at]
                 if code == 0xA1:
                     after = at + 2 + data[at + 1]
@@ -750,10 +756,18 @@ class Session:
                 at = section
 
                 application_properties: dict[str, object] = {}
-                if data.startswith(b"\x00\x53\x74\xc1", at):
-                    section = at + 5 + data[at + 4]
-                    count = data[at + 5]
-                    at += 6
+                if data.startswith(b"\x00\x53\x74", at):
+                    code = data[at + 3]
+                    if code == 0xC1:
+                        section = at + 5 + data[at + 4]
+                        count = data[at + 5]
+                        at += 6
+                    elif code == 0xD1:  # as Proton-C writes it
+                        section = at + 8 + u32(data, at + 4)[0]
+                        (count,) = u32(data, at + 8)
+                        at += 12
+                    else:
+                        break
                     while at < section:
                         if data[at] != 0xA1:
                             raise DecodeError("left to the complete path")
