@@ -373,9 +373,9 @@ class Members:
         return [Members(one, f"{self.path(name)}[{index}]") for index, one in enumerate(value)]
 
     def timestamp(self, name: str) -> datetime | None:
-        """Take an instant."""
+        """Take an instant; the registry keeps whole seconds (management 3.12)."""
         value = self._rest.pop(name, None)
-        return None if value is None else parse_timestamp(value, self.path(name))
+        return None if value is None else parse_timestamp(value, self.path(name)).replace(microsecond=0)
 
     def base64(self, name: str) -> bytes | None:
         """Take binary data."""
