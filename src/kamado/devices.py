@@ -1,9 +1,11 @@
-"""A device registration: what an operator may say of a device, checked (management 5).
+"""Device registrations: parse, check, serialise. A `Device` that exists keeps the rules of management 5.
 
-Pure: no storage, no clock. Versions, times and flags (`status` on the wire) belong to whoever stores a device.
+Pure: knows neither storage nor time. The `status` of a device is not part of it; the registry keeps that itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from kamado.document import JsonObject, Members
 from kamado.errors import BadRequest
@@ -13,11 +15,11 @@ __all__ = ["CommandEndpoint", "Device", "device_document", "parse_device", "stor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandEndpoint:
-    """Where commands for a device are sent to (management 5.3)."""
+    """Where a protocol adapter sends commands for the device (management 5.3)."""
 
     uri: str
-    """May hold `{{deviceId}}`; not checked."""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    """May hold an authorization."""
     payload_properties: JsonObject = field(default_factory=dict)
 
 
@@ -29,63 +31,63 @@ class Device:
     ext: JsonObject = field(default_factory=dict)
     defaults: JsonObject = field(default_factory=dict)
     via: tuple[str, ...] = ()
-    """Devices that may act for this one."""
+    """Device ids of the gateways that may act for this device."""
     via_groups: tuple[str, ...] = ()
-    """Groups of devices that may act for this one."""
     member_of: tuple[str, ...] = ()
-    """Groups that this device, a gateway, belongs to."""
+    """Groups that this gateway belongs to."""
     authorities: tuple[str, ...] = ()
+    """Each once."""
     downstream_message_mapper: str | None = None
     upstream_message_mapper: str | None = None
     command_endpoint: CommandEndpoint | None = None
 
+    @property
+    def is_gateway(self) -> bool:
+        """Whether the device says itself that it is one; those that others name in `via` need not."""
+        return bool(self.member_of)
+
 
 def parse_device(document: object) -> Device:
-    """Read a device from the JSON value of a request.
+    """Read a device from the JSON value of a request (management 5.1 to 5.3).
 
     Raises:
-        BadRequest: It breaks a rule of management 5; the text names the member.
+        BadRequest: A member is unknown or against its rule.
     """
-    members = Members(document, kind="device")
-    # Management 3.6: a body obtained by GET can be sent back, and the path decides the id.
-    members.drop("status", "device-id")
+    members = Members(document)
+    members.drop("device-id", "status")
+    enabled = members.boolean("enabled")
     device = Device(
-        enabled=members.boolean("enabled") is not False,
-        ext=members.free("ext"),
-        defaults=members.free("defaults"),
-        via=members.strings("via", single=True),
-        via_groups=members.strings("viaGroups", single=True),
-        member_of=members.strings("memberOf", single=True),
-        # A set: duplicates collapse.
+        enabled=True if enabled is None else enabled,
+        ext=members.object("ext"),
+        defaults=members.object("defaults"),
+        via=members.strings("via", or_single=True),
+        via_groups=members.strings("viaGroups", or_single=True),
+        member_of=members.strings("memberOf", or_single=True),
         authorities=tuple(dict.fromkeys(members.strings("authorities"))),
         downstream_message_mapper=members.string("downstream-message-mapper"),
         upstream_message_mapper=members.string("upstream-message-mapper"),
-        command_endpoint=_parse_command_endpoint(members.nested("command-endpoint")),
+        command_endpoint=_parse_command_endpoint(members.members("command-endpoint")),
     )
     members.finish()
     if device.member_of and (device.via or device.via_groups):
-        raise BadRequest("memberOf: must not be combined with via or viaGroups: a gateway is not behind a gateway")
+        raise BadRequest("memberOf: a member of gateway groups cannot have a gateway itself (via, viaGroups)")
     return device
 
 
 def _parse_command_endpoint(members: Members | None) -> CommandEndpoint | None:
     if members is None:
         return None
-    uri = members.string("uri")
-    if uri is None:
-        raise BadRequest(f"{members.path('uri')}: is required")
-    headers = Members(members.free("headers"), members.path("headers"))
     endpoint = CommandEndpoint(
-        uri=uri,
-        headers={name: value for name in headers.names() if (value := headers.string(name)) is not None},
-        payload_properties=members.free("payload-properties"),
+        uri=members.required_string("uri"),
+        headers=members.string_map("headers"),
+        payload_properties=members.object("payload-properties"),
     )
     members.finish()
     return endpoint
 
 
 def device_document(device: Device) -> JsonObject:
-    """Return the read representation without `status` (management 5.5); it is also what is stored."""
+    """Write a device as `GET` shows it, without `status` (management 5.5). This is what is stored, too."""
     document: JsonObject = {"enabled": device.enabled}
     for name, value in (
         ("ext", device.ext),
@@ -101,17 +103,39 @@ def device_document(device: Device) -> JsonObject:
         document["downstream-message-mapper"] = device.downstream_message_mapper
     if device.upstream_message_mapper is not None:
         document["upstream-message-mapper"] = device.upstream_message_mapper
-    endpoint = device.command_endpoint
-    if endpoint is not None:
-        described: JsonObject = {"uri": endpoint.uri}
-        if endpoint.headers:
-            described["headers"] = endpoint.headers
-        if endpoint.payload_properties:
-            described["payload-properties"] = endpoint.payload_properties
-        document["command-endpoint"] = described
+    if device.command_endpoint is not None:
+        endpoint: JsonObject = {"uri": device.command_endpoint.uri}
+        if device.command_endpoint.headers:
+            endpoint["headers"] = device.command_endpoint.headers
+        if device.command_endpoint.payload_properties:
+            endpoint["payload-properties"] = device.command_endpoint.payload_properties
+        document["command-endpoint"] = endpoint
     return document
 
 
 def stored_device(document: JsonObject) -> Device:
-    """Return the device that `device_document` described."""
-    return parse_device(document)
+    """Read a device back from `device_document`; checks nothing."""
+    members = cast(dict[str, Any], document)
+    endpoint = members.get("command-endpoint")
+    return Device(
+        enabled=members["enabled"],
+        ext=members.get("ext", {}),
+        defaults=members.get("defaults", {}),
+        via=_strings(members.get("via")),
+        via_groups=_strings(members.get("viaGroups")),
+        member_of=_strings(members.get("memberOf")),
+        authorities=_strings(members.get("authorities")),
+        downstream_message_mapper=members.get("downstream-message-mapper"),
+        upstream_message_mapper=members.get("upstream-message-mapper"),
+        command_endpoint=None
+        if endpoint is None
+        else CommandEndpoint(
+            uri=endpoint["uri"],
+            headers=endpoint.get("headers", {}),
+            payload_properties=endpoint.get("payload-properties", {}),
+        ),
+    )
+
+
+def _strings(values: Sequence[str] | None) -> tuple[str, ...]:
+    return () if values is None else tuple(values)

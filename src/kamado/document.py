@@ -1,26 +1,30 @@
-"""JSON as the management API and the stored documents use it: text, member rules, timestamps, Base64, identifiers.
+"""JSON documents: text to values and back, and the rules that members of a request object keep.
 
-A `Members` reads one JSON object by the rules of management 3.6 and knows the path of each member, so that every error
-names the member and the rule. What a tenant or a credential is, is not known here.
+Hides the JSON library and what Hono accepts in place of the documented type (management 3.6): a number where a text is
+wanted, a text where a boolean is wanted, `null` for left out. Every error is a `BadRequest` that names the member by
+its path and says the rule; it never repeats a value, which may be a secret.
+
+Knows no tenant, device or credential.
 """
 
-import base64
 import binascii
 import re
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import msgspec
 
 from kamado.errors import BadRequest
 
 __all__ = [
+    "INT32_MAX",
+    "INT64_MAX",
     "MAX_DEPTH",
-    "MAX_ID_LENGTH",
+    "MAX_IDENTIFIER_LENGTH",
     "Identifiers",
     "JsonObject",
     "Members",
@@ -31,392 +35,389 @@ __all__ = [
     "format_timestamp",
     "new_id",
     "parse_timestamp",
-    "parse_word",
 ]
 
 JsonObject = dict[str, object]
-E = TypeVar("E", bound=StrEnum)
 
-MAX_DEPTH: Final = 64
-"""Levels of arrays and objects in one JSON text; no document of people or machines comes near it."""
+# --- Text ---
 
-MAX_ID_LENGTH: Final = 256
-"""Characters of a tenant or device id (management 3.2)."""
+MAX_DEPTH: Final = 128
+"""Arrays and objects inside each other; no document of Hono comes near, and it is far from the interpreter's limit."""
 
-
-# JSON text
-
-_decode = msgspec.json.Decoder().decode
+_decode = msgspec.json.Decoder(object).decode
 _encode = msgspec.json.Encoder().encode
 
 
 def decode(data: bytes) -> object:
-    """Read a JSON text (management 3.5): UTF-8 without BOM, one value, no `NaN`; of equal names the last counts.
+    """Turn JSON text into values (management 3.5).
+
+    Of members of one name the last counts. Integers keep all their digits and stay apart from fractions.
 
     Raises:
-        BadRequest: It is none, a number is beyond what can be represented, or it is nested deeper than `MAX_DEPTH`.
+        BadRequest: Not UTF-8, not exactly one JSON value, half a surrogate pair, a fraction beyond the range of
+            a double, an integer of thousands of digits, or nested deeper than `MAX_DEPTH`.
     """
     try:
         value: object = _decode(data)
-    except msgspec.MsgspecError as error:
-        raise BadRequest(f"not valid JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise BadRequest("not valid JSON: not UTF-8") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"not valid JSON: {_text_of(error)}") from None
     except RecursionError:
-        raise BadRequest(f"not valid JSON: nested deeper than {MAX_DEPTH} levels") from None
-    # Counting brackets is cheap, and a text with few of them cannot be deep.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-        raise BadRequest(f"not valid JSON: nested deeper than {MAX_DEPTH} levels")
+        raise _too_deep() from None
+    # To count is quicker than to walk, and documents with so many brackets are rare.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _check_depth(value)
     return value
 
 
+def _text_of(error: Exception) -> str:
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest(f"not acceptable JSON: nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
 def encode(value: object) -> bytes:
-    """Write a JSON text: compact, UTF-8."""
+    """Turn JSON values into compact UTF-8 text."""
     return _encode(value)
 
 
-def _is_deeper(value: object, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels + 1):
-        layer = [child for one in layer for child in _children(one)]
-        if not layer:
-            return False
-    return True
-
-
-def _children(value: object) -> Iterator[object]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
-
-
-# Timestamps
+# --- Scalars with a form ---
 
 _TIMESTAMP: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?"
-    r"(?:([Zz])|([+-])(\d\d)(?::?(\d\d)(?::(\d\d))?)?)",
+    r"(?:[Zz]|([+-])(\d\d)(?::?(\d\d)|:(\d\d):(\d\d))?)",
     re.ASCII,
 )
+# As java.time.ZoneOffset, which is what adapters read with.
+_MAX_OFFSET: Final = timedelta(hours=18)
 
 
 def parse_timestamp(text: object, member: str) -> datetime:
-    """Read an instant (management 3.12): ISO 8601 date and time with an offset.
-
-    Returns:
-        In UTC; digits beyond microseconds are cut off.
+    """Read an instant (management 3.12), as exactly as a `datetime` can hold it.
 
     Raises:
-        BadRequest: Another form, or no such date, time or offset.
+        BadRequest: Not of the form, no such date or time, an offset beyond 18 hours, or outside the years 1 to 9999
+            of UTC.
     """
     matched = _TIMESTAMP.fullmatch(text) if isinstance(text, str) else None
     if matched is None:
-        raise BadRequest(f"{member}: must be a timestamp such as 2024-05-01T08:00:00Z, with an offset")
-    year, month, day, hour, minute, second = (int(group or 0) for group in matched.groups()[:6])
-    microsecond = int((matched[7] or "")[:6].ljust(6, "0"))
-    offset = timedelta()
-    if matched[9]:
-        hours, minutes, seconds = (int(matched[group] or 0) for group in (10, 11, 12))
-        # ISO 8601 as Java reads it: up to 18 hours.
-        if minutes > 59 or seconds > 59 or (hours, minutes, seconds) > (18, 0, 0):
-            raise BadRequest(f"{member}: no such offset from UTC")
-        offset = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        raise BadRequest(f"{member}: must be a date and time with an offset, like 2031-12-31T23:59:59Z")
+    year, month, day, hour, minute, second, fraction, sign, hours, plain_minutes, minutes, seconds = matched.groups()
     try:
-        instant = datetime(year, month, day, hour, minute, second, microsecond, tzinfo=UTC)
-        return instant + offset if matched[9] == "-" else instant - offset
+        local = datetime(
+            int(year),
+            int(month),
+            int(day),
+            int(hour),
+            int(minute),
+            int(second or 0),
+            int((fraction or "").ljust(6, "0")[:6]),
+            tzinfo=UTC,
+        )
+        if sign is None:
+            return local
+        minutes_east = int(plain_minutes or minutes or 0)
+        seconds_east = int(seconds or 0)
+        east = timedelta(hours=int(hours), minutes=minutes_east, seconds=seconds_east)
+        if minutes_east > 59 or seconds_east > 59 or east > _MAX_OFFSET:
+            raise BadRequest(f"{member}: the offset is out of range")
+        return local - east if sign == "+" else local + east
     except (ValueError, OverflowError):
-        raise BadRequest(f"{member}: no such date or time") from None
+        raise BadRequest(f"{member}: there is no such date or time") from None
 
 
 def format_timestamp(instant: datetime) -> str:
-    """Write an instant as the registry always does: UTC, whole seconds (cut off, not rounded), `Z`."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
+    """Write an instant: UTC, whole seconds (cut off, not rounded), `Z`."""
+    return f"{instant.astimezone(UTC).replace(tzinfo=None, microsecond=0).isoformat()}Z"
 
 
-# Base64
-
-_URL_SAFE: Final = str.maketrans("-_", "+/")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
+_FROM_URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 def decode_base64(text: object, member: str, *, url_safe: bool = False) -> bytes:
-    """Read Base64 (management 3.13): the standard alphabet, with or without padding, nothing else.
+    """Read a binary value (management 3.13): standard Base64, padded or not.
 
     Args:
-        text: The JSON value.
-        member: Its path, for errors.
-        url_safe: Take the URL-safe alphabet, too (amqp-apis 11.4).
+        text: The value of the member.
+        member: Its path, for the error.
+        url_safe: Take the URL-safe alphabet as well.
 
     Raises:
-        BadRequest: No string, or not Base64.
+        BadRequest: No string, another character, or a length that no encoding has.
     """
-    if not isinstance(text, str):
-        raise BadRequest(f"{member}: must be a string (Base64)")
-    if url_safe:
-        text = text.translate(_URL_SAFE)
-    content = text.rstrip("=")
-    padding = len(text) - len(content)
-    if not _BASE64.fullmatch(text) or (padding and len(text) % 4):
-        raise BadRequest(f"{member}: must be Base64 (standard alphabet)")
-    try:
-        return base64.b64decode(content + "=" * (-len(content) % 4), validate=True)
-    except binascii.Error:
-        raise BadRequest(f"{member}: must be Base64 (standard alphabet)") from None
+    if isinstance(text, str):
+        given = text.translate(_FROM_URL_SAFE) if url_safe else text
+        if _BASE64.fullmatch(given):
+            bare = given.rstrip("=")
+            # Padding is all there or not there at all.
+            if len(bare) % 4 != 1 and (len(bare) == len(given) or len(given) % 4 == 0):
+                return binascii.a2b_base64(bare + "=" * (-len(bare) % 4))
+    raise BadRequest(f"{member}: must be standard Base64")
 
 
 def encode_base64(data: bytes) -> str:
-    """Write Base64: standard alphabet, with padding."""
-    return base64.b64encode(data).decode("ascii")
+    """Write a binary value: standard alphabet, padded."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
-# Identifiers
+# --- Identifiers ---
+
+MAX_IDENTIFIER_LENGTH: Final = 256
+"""Characters (management 3.2)."""
 
 
 def new_id() -> str:
-    """Make a random id or version: a UUID, lower case, with hyphens (management 3.2)."""
+    """Make an id or version: a random UUID in lower case (management 3.2)."""
     return str(uuid.uuid4())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identifiers:
-    """The patterns that identifiers must match as a whole (management 3.2)."""
+    """What identifiers look like; the defaults are those of management 3.2."""
 
-    tenant_pattern: re.Pattern[str] = re.compile(r"[a-zA-Z0-9_.-]+", re.ASCII)
-    device_pattern: re.Pattern[str] = re.compile(r"[a-zA-Z0-9_.:=-]+", re.ASCII)
-    auth_id_pattern: re.Pattern[str] = re.compile(r"[a-zA-Z0-9_=.-]+", re.ASCII)
-    """For auth-ids of type hashed-password."""
+    tenant_pattern: re.Pattern[str] = field(default=re.compile(r"[a-zA-Z0-9_.-]+", re.ASCII))
+    device_pattern: re.Pattern[str] = field(default=re.compile(r"[a-zA-Z0-9_.:=-]+", re.ASCII))
+    auth_id_pattern: re.Pattern[str] = field(default=re.compile(r"[a-zA-Z0-9_=.-]+", re.ASCII))
+    """Of credentials of type hashed-password; other types take any text."""
 
     def check_tenant_id(self, text: str) -> str:
-        """Return the id if it is one.
+        """Return the id.
 
         Raises:
-            BadRequest: It is empty, too long, or does not match the pattern.
+            BadRequest: Against the pattern or longer than 256 characters.
         """
-        return _check_id(text, self.tenant_pattern, "tenant-id")
+        return _check_identifier(text, self.tenant_pattern, "tenant-id")
 
     def check_device_id(self, text: str) -> str:
-        """Return the id if it is one.
+        """Return the id.
 
         Raises:
-            BadRequest: It is empty, too long, or does not match the pattern.
+            BadRequest: Against the pattern or longer than 256 characters.
         """
-        return _check_id(text, self.device_pattern, "device-id")
+        return _check_identifier(text, self.device_pattern, "device-id")
 
     def check_auth_id(self, text: str, member: str = "auth-id") -> str:
-        """Return the auth-id of a password if it is one.
+        """Return the auth-id of a hashed-password.
 
         Raises:
-            BadRequest: It is empty or does not match the pattern.
+            BadRequest: Against the pattern or longer than 256 characters.
         """
-        if not text or not self.auth_id_pattern.fullmatch(text):
-            raise BadRequest(f"{member}: must match {self.auth_id_pattern.pattern}")
-        return text
+        return _check_identifier(text, self.auth_id_pattern, member)
 
 
-def _check_id(text: str, pattern: re.Pattern[str], member: str) -> str:
-    if not 1 <= len(text) <= MAX_ID_LENGTH:
-        raise BadRequest(f"{member}: must have 1 to {MAX_ID_LENGTH} characters")
+def _check_identifier(text: str, pattern: re.Pattern[str], member: str) -> str:
+    if not 1 <= len(text) <= MAX_IDENTIFIER_LENGTH:
+        raise BadRequest(f"{member}: must have 1 to {MAX_IDENTIFIER_LENGTH} characters")
     if not pattern.fullmatch(text):
         raise BadRequest(f"{member}: must match {pattern.pattern}")
     return text
 
 
-# Members
+# --- Members ---
+
+INT32_MAX: Final = 2**31 - 1
+INT64_MAX: Final = 2**63 - 1
 
 _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INTEGER: Final = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
+_MAX_SHOWN: Final = 64
+
+T = TypeVar("T")
+Constant = TypeVar("Constant", bound=StrEnum)
 
 
 class Members:
-    """One JSON object of a request, read member by member by the rules of management 3.6.
+    """Reads the members of one JSON object by the rules of management 3.6.
 
-    A member that is `null` counts as left out, unless it is required. Scalars of another type are converted where Hono
-    does. What nobody asked for is an error when `finish` is called.
+    Each method reads one member and returns `None` where it is left out or `null`. `finish` rejects what nobody has
+    asked for; `rest` returns it instead.
 
     Args:
-        value: The JSON value, which must be an object.
-        path: Where it stands in the request, for errors; empty for the body itself.
-        kind: What it is, for errors about the body itself.
+        value: What should be an object.
+        path: How errors name it, like `trusted-ca[0]`; empty for the whole body.
 
     Raises:
-        BadRequest: It is no object.
+        BadRequest: It is none.
     """
 
-    __slots__ = ("_path", "_rest")
+    __slots__ = ("_path", "_read", "_values")
 
-    def __init__(self, value: object, path: str = "", kind: str = "body") -> None:
+    def __init__(self, value: object, path: str = "") -> None:
         if not isinstance(value, dict):
-            raise BadRequest(f"{path or kind}: must be a JSON object")
+            raise BadRequest(f"{path}: must be an object" if path else "must be a JSON object")
+        self._values = cast(JsonObject, value)
         self._path = path
-        self._rest: JsonObject = value.copy()
+        self._read: set[str] = set()
 
     def path(self, name: str) -> str:
-        """Return the path of a member, for errors."""
+        """How errors name a member."""
         return f"{self._path}.{name}" if self._path else name
 
     def drop(self, *names: str) -> None:
-        """Take members away, whatever they are (management 3.6: legacy identifiers)."""
-        for name in names:
-            self._rest.pop(name, None)
+        """Let members pass unread, whatever their value."""
+        self._read.update(names)
 
-    def has(self, name: str) -> bool:
-        """Tell whether a member is there, not yet taken, and not `null`."""
-        return self._rest.get(name) is not None
-
-    def take(self, name: str) -> object:
-        """Take a member as it is; `None` if it is absent or `null`."""
-        return self._rest.pop(name, None)
-
-    def require(self, name: str) -> object:
-        """Take a member as it is.
-
-        Raises:
-            BadRequest: It is absent or `null`.
-        """
-        value = self._rest.pop(name, None)
-        if value is None:
-            raise BadRequest(f"{self.path(name)}: is required")
-        return value
+    def value(self, name: str) -> object:
+        """Read a member of any type."""
+        self._read.add(name)
+        return self._values.get(name)
 
     def boolean(self, name: str) -> bool | None:
-        """Take a boolean: also `"true"`, `"False"` ... and whole numbers (0 is false)."""
-        value = self._rest.pop(name, None)
+        """Read a boolean, also as text or as integer."""
+        value = self.value(name)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
             return value != 0
         if isinstance(value, str) and value in _BOOLEANS:
             return _BOOLEANS[value]
-        raise BadRequest(f"{self.path(name)}: must be a boolean")
+        raise BadRequest(f"{self.path(name)}: must be true or false")
 
-    def integer(self, name: str, *, minimum: int, bits: int = 32) -> int | None:
-        """Take an integer: also a decimal string, or a number with a fraction, which is cut off.
-
-        Args:
-            name: The member.
-            minimum: The least allowed value.
-            bits: Size of the signed integer that adapters read it into.
-        """
-        value = self._rest.pop(name, None)
+    def integer(self, name: str, *, minimum: int, maximum: int) -> int | None:
+        """Read an integer, also as decimal text; a fraction is cut off."""
+        value = self.value(name)
         if value is None:
             return None
-        if isinstance(value, float) or (isinstance(value, str) and _INTEGER.fullmatch(value)):
+        if isinstance(value, str) and _INTEGER.fullmatch(value):
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadRequest(f"{self.path(name)}: must be an integer")
-        limit = 1 << (bits - 1)
-        if not -limit <= value < limit:
-            raise BadRequest(f"{self.path(name)}: must fit into {bits} bits")
-        if value < minimum:
-            raise BadRequest(f"{self.path(name)}: must not be less than {minimum}")
-        return value
+        number = int(value)
+        if not minimum <= number <= maximum:
+            raise BadRequest(f"{self.path(name)}: must be an integer from {minimum} to {maximum}")
+        return number
 
     def string(self, name: str) -> str | None:
-        """Take a string: also a number or boolean, as its JSON text."""
-        value = self._rest.pop(name, None)
+        """Read a text; a number or boolean becomes its JSON text."""
+        value = self.value(name)
         return None if value is None else _string(value, self.path(name))
 
     def required_string(self, name: str) -> str:
-        """Take a string that must be there and not be empty."""
-        text = _string(self.require(name), self.path(name))
+        """Read a text that must be there and not be empty."""
+        text = self.string(name)
         if not text:
-            raise BadRequest(f"{self.path(name)}: must not be empty")
+            raise BadRequest(f"{self.path(name)}: must be given and not be empty")
         return text
 
-    def strings(self, name: str, *, single: bool = False) -> tuple[str, ...]:
-        """Take an array of strings; empty if absent.
+    def constant(self, name: str, kind: type[Constant]) -> Constant | None:
+        """Read a constant of a closed set, in any case."""
+        value = self.value(name)
+        return None if value is None else _constant(value, kind, self.path(name))
+
+    def constants(self, name: str, kind: type[Constant]) -> dict[str, Constant]:
+        """Read an object whose values are constants of a closed set."""
+        inner = self.path(name)
+        return {key: _constant(value, kind, f"{inner}.{_shown(key)}") for key, value in self.object(name).items()}
+
+    def strings(self, name: str, *, or_single: bool = False) -> tuple[str, ...]:
+        """Read an array of texts; empty where it is left out.
 
         Args:
             name: The member.
-            single: Take one string for an array of one (management 3.6).
+            or_single: Take one text in place of an array.
         """
-        value = self._rest.pop(name, None)
+        value = self.value(name)
         if value is None:
             return ()
-        if single and isinstance(value, str):
-            return (value,)
+        if or_single and isinstance(value, str | int | float):
+            value = [value]
         if not isinstance(value, list):
             raise BadRequest(f"{self.path(name)}: must be an array of strings")
         return tuple(_string(one, f"{self.path(name)}[{index}]") for index, one in enumerate(value))
 
-    def enumeration(self, name: str, kind: type[E]) -> E | None:
-        """Take one of a closed set of words, in any case."""
-        value = self._rest.pop(name, None)
-        return None if value is None else parse_word(value, kind, self.path(name))
+    def string_map(self, name: str) -> dict[str, str]:
+        """Read an object whose values are texts."""
+        inner = self.path(name)
+        return {key: _string(value, f"{inner}.{_shown(key)}") for key, value in self.object(name).items()}
 
-    def free(self, name: str) -> JsonObject:
-        """Take a free-form object, kept as it is; empty if absent."""
-        value = self._rest.pop(name, None)
+    def object(self, name: str) -> JsonObject:
+        """Read a free-form object; empty where it is left out."""
+        value = self.value(name)
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise BadRequest(f"{self.path(name)}: must be a JSON object")
-        return value
+            raise BadRequest(f"{self.path(name)}: must be an object")
+        return cast(JsonObject, value)
 
-    def nested(self, name: str) -> "Members | None":
-        """Take an object whose members have rules."""
-        value = self._rest.pop(name, None)
+    def members(self, name: str) -> "Members | None":
+        """Read an object with members of its own."""
+        value = self.value(name)
         return None if value is None else Members(value, self.path(name))
 
-    def array(self, name: str) -> list[object] | None:
-        """Take an array as it is."""
-        value = self._rest.pop(name, None)
-        if value is not None and not isinstance(value, list):
-            raise BadRequest(f"{self.path(name)}: must be an array")
-        return value
-
-    def objects(self, name: str) -> "list[Members] | None":
-        """Take an array of objects whose members have rules."""
-        value = self.array(name)
+    def elements(self, name: str) -> "list[Members] | None":
+        """Read an array of objects with members of their own."""
+        value = self.value(name)
         if value is None:
             return None
+        if not isinstance(value, list):
+            raise BadRequest(f"{self.path(name)}: must be an array of objects")
         return [Members(one, f"{self.path(name)}[{index}]") for index, one in enumerate(value)]
 
     def timestamp(self, name: str) -> datetime | None:
-        """Take an instant; the registry keeps whole seconds (management 3.12)."""
-        value = self._rest.pop(name, None)
+        """Read an instant, cut off to the whole second that will be written."""
+        value = self.value(name)
         return None if value is None else parse_timestamp(value, self.path(name)).replace(microsecond=0)
 
     def base64(self, name: str) -> bytes | None:
-        """Take binary data."""
-        value = self._rest.pop(name, None)
+        """Read a binary value."""
+        value = self.value(name)
         return None if value is None else decode_base64(value, self.path(name))
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of what is left."""
-        return tuple(self._rest)
+    def checked(self, name: str, check: Callable[[str], T]) -> T | None:
+        """Read a text that something else parses; its `BadRequest` gets the member's name."""
+        text = self.string(name)
+        if text is None:
+            return None
+        try:
+            return check(text)
+        except BadRequest as error:
+            raise BadRequest(f"{self.path(name)}: {error}") from None
 
     def rest(self) -> JsonObject:
-        """Take all that is left, as it is."""
-        rest, self._rest = self._rest, {}
+        """Read all members that nobody has asked for."""
+        rest = {name: value for name, value in self._values.items() if name not in self._read}
+        self._read.update(rest)
         return rest
 
     def finish(self) -> None:
-        """Make sure that nothing is left.
-
-        Raises:
-            BadRequest: There is a member that the object does not have.
-        """
-        for name in self._rest:
-            raise BadRequest(f"{self.path(name)}: unknown member")
+        """Reject the object if it has members that nobody has asked for."""
+        for name in self._values:
+            if name not in self._read:
+                raise BadRequest(f"{self.path(_shown(name))}: unknown member")
 
 
-def parse_word(value: object, kind: type[E], member: str) -> E:
-    """Read one of a closed set of words, in any case.
-
-    Raises:
-        BadRequest: It is none of them.
-    """
-    if isinstance(value, str):
-        for word in kind:
-            if word.value == value.lower():
-                return word
-    raise BadRequest(f"{member}: must be one of {', '.join(kind)}")
+def _shown(name: str) -> str:
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…"
 
 
-def _string(value: object, member: str) -> str:
+def _string(value: object, path: str) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
-        return _encode(value).decode("ascii")
-    raise BadRequest(f"{member}: must be a string")
+    if isinstance(value, int | float):
+        return encode(value).decode()
+    raise BadRequest(f"{path}: must be a string")
+
+
+def _constant(value: object, kind: type[Constant], path: str) -> Constant:
+    if isinstance(value, str):
+        for constant in kind:
+            if constant.value == value.lower():
+                return constant
+    raise BadRequest(f"{path}: must be one of {', '.join(kind)}")
