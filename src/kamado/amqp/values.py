@@ -533,5 +533,5 @@ def encode(value: object) -> bytes:
         raise EncodeError(f"{type(value).__name__} is no AMQP type")
     try:
         return write(value)
-    except (struct.error, ValueError, TypeError, OverflowError) as error:
+    except (struct.error, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise EncodeError(f"a value does not fit its AMQP type: {error}") from None
