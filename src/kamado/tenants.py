@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import Final
 
 from kamado.document import (
+    INT32_MAX,
+    INT64_MAX,
     JsonObject,
     Members,
     decode_base64,
@@ -18,7 +20,6 @@ from kamado.document import (
     encode_base64,
     format_timestamp,
     new_id,
-    parse_word,
 )
 from kamado.errors import BadRequest
 from kamado.x509 import Certificate, DistinguishedName, IdTemplate, TrustAnchor, check_public_key, parse_certificate
@@ -157,20 +158,20 @@ def parse_tenant(document: object) -> Tenant:
     Raises:
         BadRequest: It breaks a rule of management 4; the text names the member.
     """
-    members = Members(document, kind="tenant")
+    members = Members(document)
     members.drop("tenant-id")  # management 3.6: the path decides
     tenant = Tenant(
         enabled=members.boolean("enabled") is not False,
         alias=_parse_alias(members),
-        ext=members.free("ext"),
-        defaults=members.free("defaults"),
+        ext=members.object("ext"),
+        defaults=members.object("defaults"),
         adapters=_parse_adapters(members),
-        minimum_message_size=members.integer("minimum-message-size", minimum=0) or 0,
-        resource_limits=_parse_resource_limits(members.nested("resource-limits")),
-        registration_limits=_parse_registration_limits(members.nested("registration-limits")),
-        tracing=_parse_tracing(members.nested("tracing")),
+        minimum_message_size=members.integer("minimum-message-size", minimum=0, maximum=INT32_MAX) or 0,
+        resource_limits=_parse_resource_limits(members.members("resource-limits")),
+        registration_limits=_parse_registration_limits(members.members("registration-limits")),
+        tracing=_parse_tracing(members.members("tracing")),
         trust_anchor_group=members.string("trust-anchor-group"),
-        trust_anchors=tuple(_parse_trust_anchor(one) for one in members.objects("trusted-ca") or ()),
+        trust_anchors=tuple(_parse_trust_anchor(one) for one in members.elements("trusted-ca") or ()),
     )
     members.finish()
     _check_unique("adapters", "type", (adapter.type for adapter in tenant.adapters or ()))
@@ -192,7 +193,7 @@ def _parse_alias(members: Members) -> str | None:
 
 
 def _parse_adapters(members: Members) -> tuple[Adapter, ...] | None:
-    entries = members.objects("adapters")
+    entries = members.elements("adapters")
     if entries is None:
         return None
     if not entries:
@@ -202,24 +203,24 @@ def _parse_adapters(members: Members) -> tuple[Adapter, ...] | None:
             type=entry.required_string("type"),
             enabled=entry.boolean("enabled") or False,
             device_authentication_required=entry.boolean("device-authentication-required") is not False,
-            ext=entry.free("ext"),
+            ext=entry.object("ext"),
             members=entry.rest(),
         )
         for entry in entries
     )
 
 
-def _limit(members: Members, name: str, bits: int = 64) -> int:
-    value = members.integer(name, minimum=UNLIMITED, bits=bits)
+def _limit(members: Members, name: str, maximum: int = INT64_MAX) -> int:
+    value = members.integer(name, minimum=UNLIMITED, maximum=maximum)
     return UNLIMITED if value is None else value
 
 
 def _parse_resource_limits(members: Members | None) -> ResourceLimits | None:
     if members is None:
         return None
-    volume, duration = members.nested("data-volume"), members.nested("connection-duration")
+    volume, duration = members.members("data-volume"), members.members("connection-duration")
     limits = ResourceLimits(
-        max_connections=_limit(members, "max-connections", 32),
+        max_connections=_limit(members, "max-connections", INT32_MAX),
         max_ttl=_limit(members, "max-ttl"),
         max_ttl_telemetry_qos0=_limit(members, "max-ttl-telemetry-qos0"),
         max_ttl_telemetry_qos1=_limit(members, "max-ttl-telemetry-qos1"),
@@ -238,7 +239,7 @@ def _parse_resource_limits(members: Members | None) -> ResourceLimits | None:
             max_minutes=_limit(duration, "max-minutes"),
             period=_parse_period(duration),
         ),
-        ext=members.free("ext"),
+        ext=members.object("ext"),
     )
     for one in (members, volume, duration):
         if one is not None:
@@ -254,13 +255,13 @@ def _effective_since(members: Members) -> datetime:
 
 
 def _parse_period(parent: Members) -> Period:
-    members = parent.nested("period")
+    members = parent.members("period")
     if members is None:
         return Period()
-    mode = members.enumeration("mode", PeriodMode)
+    mode = members.constant("mode", PeriodMode)
     if mode is None:
         raise BadRequest(f"{members.path('mode')}: is required")
-    period = Period(mode=mode, no_of_days=members.integer("no-of-days", minimum=0) or 0)
+    period = Period(mode=mode, no_of_days=members.integer("no-of-days", minimum=0, maximum=INT32_MAX) or 0)
     members.finish()
     return period
 
@@ -269,8 +270,8 @@ def _parse_registration_limits(members: Members | None) -> RegistrationLimits | 
     if members is None:
         return None
     limits = RegistrationLimits(
-        max_devices=_limit(members, "max-devices", 32),
-        max_credentials_per_device=_limit(members, "max-credentials-per-device", 32),
+        max_devices=_limit(members, "max-devices", INT32_MAX),
+        max_credentials_per_device=_limit(members, "max-credentials-per-device", INT32_MAX),
     )
     members.finish()
     return limits
@@ -279,13 +280,9 @@ def _parse_registration_limits(members: Members | None) -> RegistrationLimits | 
 def _parse_tracing(members: Members | None) -> Tracing | None:
     if members is None:
         return None
-    per_auth_id = members.path("sampling-mode-per-auth-id")
     tracing = Tracing(
-        sampling_mode=members.enumeration("sampling-mode", SamplingMode),
-        sampling_mode_per_auth_id={
-            auth_id: parse_word(mode, SamplingMode, f"{per_auth_id}.{auth_id}")
-            for auth_id, mode in members.free("sampling-mode-per-auth-id").items()
-        },
+        sampling_mode=members.constant("sampling-mode", SamplingMode),
+        sampling_mode_per_auth_id=members.constants("sampling-mode-per-auth-id", SamplingMode),
     )
     members.finish()
     return tracing
@@ -298,7 +295,9 @@ def _parse_trust_anchor(members: Members) -> TrustAnchor:
         certificate = None
         subject, subject_dn_bytes = _parse_subject(members)
         algorithm = members.string("algorithm")
-        public_key = decode_base64(members.require("public-key"), members.path("public-key"))
+        public_key = members.base64("public-key")
+        if public_key is None:
+            raise BadRequest(f"{members.path('public-key')}: is required without cert")
         check_public_key(public_key, algorithm or "RSA", members.path("public-key"))
         not_before, not_after = members.timestamp("not-before"), members.timestamp("not-after")
         for name, instant in (("not-before", not_before), ("not-after", not_after)):
