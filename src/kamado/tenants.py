@@ -515,7 +515,8 @@ def tenant_payload(tenant_id: str, tenant: Tenant, now: datetime) -> tuple[bytes
     document: JsonObject = {"tenant-id": tenant_id, "enabled": tenant.enabled}
     if tenant.defaults:
         document["defaults"] = tenant.defaults
-    document["minimum-message-size"] = tenant.minimum_message_size
+    if tenant.minimum_message_size:
+        document["minimum-message-size"] = tenant.minimum_message_size
     if tenant.adapters:
         # Clients fail on members they do not know inside an adapter, so what else was given travels in its `ext`.
         document["adapters"] = [_adapter_document(one, one.members | one.ext) for one in tenant.adapters]
