@@ -290,7 +290,7 @@ class LookupService:
         # Somebody else was faster, and what they made counts as found (provisioning 3.7).
         row = await self._find_credential(tenant_id, type_, auth_id)
         if row is None:
-            raise await self._without_credential(tenant_id, type_, None)
+            raise NotFound(_NO_CREDENTIALS, reason=Reason.CREDENTIAL_UNKNOWN)
         return Answer(200, self._payload(row, type_, request), self._get_directive(type_), tenant_id)
 
     def _get_directive(self, type_: str) -> str:

@@ -25,7 +25,7 @@ __all__ = ["ProvisionedCredential", "ProvisioningService", "ProvisioningSettings
 
 _X509: Final = "x509-cert"
 _GATEWAY_AUTHORITY: Final = "auto-provisioning-enabled"
-_MAX_CACHED_TENANTS: Final = 256
+_MAX_CACHED_TENANTS: Final = 64
 # As in a look-up that finds nothing: which check it was is not for the adapter.
 _NO_CREDENTIALS: Final = "no matching credentials"
 

@@ -6,14 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kamado.auth import LOCAL_OPERATOR, Principal
 from kamado.credentials import stored_credential
 from kamado.devices import stored_device
 from kamado.document import JsonObject, new_id
-from kamado.tenants import parse_tenant
-
-from kamado.auth import LOCAL_OPERATOR, Principal
 from kamado.storage import open_store
 from kamado.store import Store, StoredCredentials, StoredDevice, StoredTenant, Transaction
+from kamado.tenants import parse_tenant
 
 __all__ = ["ADAPTER", "Clock", "SampleStore"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kamado.document import Identifiers
 from tests.integration.certificates import Authority
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 
+from kamado.document import Identifiers
 from kamado.errors import BadRequest, Forbidden, NotFound, NotSupported, Reason, RegistryError
 from kamado.lookup import Answer, LookupService, LookupSettings, _json_equal
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
@@ -619,9 +619,10 @@ class TestProvisioning:
 
     def test_no_certificate(self, acme: Acme) -> None:
         """Provisioning 3.2 row 5."""
-        for context in ({}, {"client_certificate": None}):
+        body = {"type": "x509-cert", "auth-id": "CN=p,O=Acme"}
+        for context in ({}, {"client-certificate": None}):
             with pytest.raises(NotFound) as refusal:
-                acme.get("x509-cert", "CN=p,O=Acme", **context)
+                acme.credentials(body | context)
             assert refusal.value.reason is Reason.NO_CERTIFICATE
 
 

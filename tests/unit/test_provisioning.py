@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from kamado.document import Identifiers
 from tests.integration.certificates import Authority, Issued
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 
+from kamado.document import Identifiers
 from kamado.errors import Forbidden, NotFound, Reason, RegistryError
 from kamado.provisioning import ProvisionedCredential, ProvisioningService, ProvisioningSettings
 from kamado.store import Change, ChangeKind, Lookups, Store, Transaction, Work
@@ -209,7 +209,7 @@ class TestDecision:
             ({"not_after": NOON}, None),
         ],
     )
-    def test_row_9_period(self, contact: Contact, period: dict[str, datetime], reason: Reason | None) -> None:
+    def test_row_9_period(self, contact: Contact, period: dict[str, Any], reason: Reason | None) -> None:
         certificate = issue(SUBJECT, **period)
         if reason is None:
             assert contact(SUBJECT, certificate).status == 201
@@ -317,7 +317,7 @@ class TestDecision:
     )
     def test_row_13_devices(self, sample: SampleStore, own: int | None, general: int, allowed: int) -> None:
         """Provisioning 3.7: the smaller limit wins."""
-        limits = {} if own is None else {"registration-limits": {"max-devices": own}}
+        limits: dict[str, object] = {} if own is None else {"registration-limits": {"max-devices": own}}
         sample.put_tenant("acme", {"trusted-ca": [on(A)]} | limits)
         contact = Contact(sample, max_devices_per_tenant=general)
         for number in range(allowed):

@@ -1,0 +1,494 @@
+"""Automatic provisioning through real sockets: the situations of provisioning 3.8, races, limits, templates, switches.
+
+Row 20 of 3.8 (messaging down) is not here: the registry does not send provisioning events yet, so there is nothing
+that could be down. It comes with the events of provisioning 3.6.
+"""
+
+import base64
+import concurrent.futures
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.integration.adapter import Adapter, Reply
+from tests.integration.certificates import Authority, Issued
+from tests.integration.conftest import NewRegistry
+from tests.integration.registry import Registry, new_id
+
+SUBJECT = "CN=p,O=Acme"
+
+A = Authority.create("CN=CA A,O=Acme")
+A_NEXT = Authority.create("CN=CA A,O=Acme")
+B = Authority.create("CN=CA B,O=Acme")
+X = Authority.create(
+    "CN=CA X,O=Acme",
+    not_before=datetime.now(UTC) - timedelta(days=3),
+    not_after=datetime.now(UTC) - timedelta(days=1),
+)
+
+
+def anchors(*cas: dict[str, object]) -> dict[str, object]:
+    # Tenants of a group may share a CA (management 4.7): the tests of this file run against one registry.
+    return {"trust-anchor-group": "tests", "trusted-ca": list(cas)}
+
+
+def on(ca: Authority = A, **members: object) -> dict[str, object]:
+    return ca.trust_anchor(auto_provisioning_enabled=True, **members)
+
+
+ACME = anchors(on(), B.trust_anchor(), on(X))
+"""Tenant `acme` of provisioning 3.8."""
+
+
+@pytest.fixture(scope="module")
+def adapter(registry: Registry) -> Iterator[Adapter]:
+    with Adapter(registry.amqp_port, registry.username, registry.password) as one:
+        yield one
+
+
+def request_body(auth_id: str, certificate: object = None, type_: str = "x509-cert") -> str:
+    body: dict[str, object] = {"type": type_, "auth-id": auth_id}
+    if certificate is not None:
+        body["client-certificate"] = certificate.base64 if isinstance(certificate, Issued) else certificate
+    return json.dumps(body)
+
+
+def ask(adapter: Adapter, tenant_id: str, auth_id: str, certificate: object = None, **more: str) -> Reply:
+    return adapter.request(f"credentials/{tenant_id}", "get", body=request_body(auth_id, certificate, **more))
+
+
+def count_devices(registry: Registry, tenant_id: str) -> int:
+    with closing(sqlite3.connect(f"file:{registry.database}?mode=ro", uri=True)) as connection:
+        (number,) = connection.execute("SELECT count(*) FROM devices WHERE tenant_id = ?", (tenant_id,)).fetchone()
+        (credentials,) = connection.execute(
+            "SELECT count(*) FROM credentials WHERE tenant_id = ?", (tenant_id,)
+        ).fetchone()
+    assert isinstance(number, int)
+    # Of what these tests provision, each device has its one credential; a device without one would be an orphan.
+    assert credentials <= number
+    return number
+
+
+def expect(reply: Reply, status: int) -> None:
+    assert reply.status == status, reply.body
+    if status >= 400:
+        assert reply.cache_control is None
+
+
+class TestSituations:
+    """Provisioning 3.8."""
+
+    def test_rows_1_and_2_first_time_and_again(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        before = datetime.now(UTC).replace(microsecond=0)
+        created = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT))
+        expect(created, 201)
+        assert created.cache_control in {None, "no-cache"}
+        assert created.tenant_id == tenant_id
+        payload = created.json()
+        device_id = payload["device-id"]
+        assert str(uuid.UUID(device_id)) == device_id
+        comment = payload.pop("comment")
+        assert payload == {
+            "device-id": device_id,
+            "type": "x509-cert",
+            "auth-id": SUBJECT,
+            "enabled": True,
+            "secrets": [{}],
+        }
+        assert comment.startswith("Auto-provisioned at ")
+        instant = datetime.fromisoformat(comment.removeprefix("Auto-provisioned at "))
+        assert before <= instant <= datetime.now(UTC)
+        found = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT))
+        expect(found, 200)
+        assert found.cache_control == "max-age = 180"
+        assert found.json() == payload | {"comment": comment}
+        # The adapter goes on with the id (provisioning 3.1), the operator sees what came to be (3.5).
+        asserted = adapter.request(f"registration/{tenant_id}", "assert", properties={"device_id": device_id})
+        expect(asserted, 200)
+        assert asserted.json() == {"device-id": device_id}
+        device = registry.request("GET", f"/v1/devices/{tenant_id}/{device_id}").object
+        status = device.pop("status")
+        assert device == {"enabled": True, "ext": {"comment": comment}}
+        assert isinstance(status, dict)
+        assert status.pop("created") == comment.removeprefix("Auto-provisioned at ")
+        assert status == {"auto-provisioned": True}
+        credentials = registry.request("GET", f"/v1/credentials/{tenant_id}/{device_id}").json()
+        assert isinstance(credentials, list)
+        (credential,) = credentials
+        (secret,) = credential.pop("secrets")
+        assert credential == {"type": "x509-cert", "auth-id": SUBJECT, "enabled": True, "comment": comment}
+        assert secret.keys() == {"id"}
+        assert count_devices(registry, tenant_id) == 1
+
+    @pytest.mark.parametrize(
+        ("auth_id", "certificate", "status"),
+        [
+            pytest.param(SUBJECT, None, 404, id="row-3-none"),
+            pytest.param(SUBJECT, B.issue(SUBJECT), 404, id="row-4-provisioning-off"),
+            pytest.param(SUBJECT, X.issue(SUBJECT), 404, id="row-5-expired-ca"),
+            pytest.param(SUBJECT, Authority.create("CN=Stranger").issue(SUBJECT), 404, id="row-6-unknown-ca"),
+            pytest.param("CN=q,O=Acme", A.issue(SUBJECT), 400, id="row-7-other-subject"),
+            pytest.param("CN=p, O=Acme", A.issue(SUBJECT), 400, id="row-8-other-spelling"),
+            pytest.param(SUBJECT, "%%%", 400, id="row-9-no-base64"),
+            pytest.param(SUBJECT, base64.b64encode(bytes(range(7, 207))).decode(), 400, id="row-10-random-bytes"),
+            pytest.param(SUBJECT, 4711, 400, id="row-11-number"),
+        ],
+    )
+    def test_rows_3_to_11(
+        self, registry: Registry, adapter: Adapter, auth_id: str, certificate: object, status: int
+    ) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        expect(ask(adapter, tenant_id, auth_id, certificate), status)
+        assert count_devices(registry, tenant_id) == 0
+
+    def test_row_12_other_type(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT), type_="hashed-password"), 404)
+        assert count_devices(registry, tenant_id) == 0
+
+    def test_row_13_unknown_tenant(self, adapter: Adapter) -> None:
+        expect(ask(adapter, new_id(), SUBJECT, A.issue(SUBJECT)), 404)
+
+    def test_row_14_disabled_tenant(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME | {"enabled": False})
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 404)
+        assert count_devices(registry, tenant_id) == 0
+
+    @pytest.mark.parametrize(
+        "unusable",
+        [
+            {"enabled": False, "secrets": [{}]},
+            {"secrets": [{"enabled": False}]},
+            {"secrets": [{"not-after": "2020-01-01T00:00:00Z"}]},
+            {"secrets": [{}], "ext": {"client-certificate": "another"}},
+        ],
+        ids=["disabled", "secret-disabled", "secret-expired", "context"],
+    )
+    def test_row_15_unusable_credential(
+        self, registry: Registry, adapter: Adapter, unusable: dict[str, object]
+    ) -> None:
+        """Also 3.2 row 3."""
+        tenant_id = registry.create_tenant(document=ACME)
+        device_id = registry.create_device(tenant_id)
+        registry.set_credentials(tenant_id, device_id, [{"type": "x509-cert", "auth-id": SUBJECT} | unusable])
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 404)
+        assert count_devices(registry, tenant_id) == 1
+
+    def test_row_16_limit(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME | {"registration-limits": {"max-devices": 1}})
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 201)
+        expect(ask(adapter, tenant_id, "CN=q", A.issue("CN=q")), 403)
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 200)
+        assert count_devices(registry, tenant_id) == 1
+
+    def test_row_17_template_without_its_attribute(self, registry: Registry, adapter: Adapter) -> None:
+        document = anchors(on(auto_provisioning_device_id_template="{{subject-ou}}"))
+        tenant_id = registry.create_tenant(document=document)
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 400)
+        assert count_devices(registry, tenant_id) == 0
+
+    def test_row_18_device_id_is_taken(self, registry: Registry, adapter: Adapter) -> None:
+        document = anchors(on(auto_provisioning_device_id_template="{{subject-cn}}"))
+        tenant_id = registry.create_tenant(document=document)
+        registry.create_device(tenant_id, "p", {"ext": {"mine": True}})
+        other: list[dict[str, object]] = [{"type": "x509-cert", "auth-id": "CN=other", "secrets": [{}]}]
+        registry.set_credentials(tenant_id, "p", other)
+        path = f"/v1/credentials/{tenant_id}/p"
+        before = registry.request("GET", path).json()
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 409)
+        assert registry.request("GET", path).json() == before
+        device = registry.request("GET", f"/v1/devices/{tenant_id}/p").object
+        assert device["ext"] == {"mine": True}
+        assert count_devices(registry, tenant_id) == 1
+
+
+class TestRaces:
+    """Provisioning 3.7; row 19 of 3.8."""
+
+    @pytest.fixture
+    def adapters(self, registry: Registry) -> Iterator[list[Adapter]]:
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(Adapter(registry.amqp_port, registry.username, registry.password))
+                for _ in range(16)
+            ]
+
+    @pytest.mark.parametrize("template", [None, "{{subject-cn}}"])
+    def test_row_19_many_at_once(self, registry: Registry, adapters: list[Adapter], template: str | None) -> None:
+        members: dict[str, Any] = {} if template is None else {"auto_provisioning_device_id_template": template}
+        tenant_id = registry.create_tenant(document=anchors(on(**members)))
+        for adapter in adapters:
+            adapter.links(f"credentials/{tenant_id}")
+        for number in range(10):
+            subject = f"CN=p{number}"
+            # Each with a certificate of its own: all prove the same subject.
+            certificates = [A.issue(subject) for _ in adapters]
+            correlations = [
+                send(adapter, tenant_id, request_body(subject, certificate))
+                for adapter, certificate in zip(adapters, certificates, strict=True)
+            ]
+            replies = [
+                adapter.await_reply(correlation) for adapter, correlation in zip(adapters, correlations, strict=True)
+            ]
+            assert sorted(reply.status or 0 for reply in replies) == [200] * (len(adapters) - 1) + [201]
+            assert len({reply.json()["device-id"] for reply in replies}) == 1
+            assert count_devices(registry, tenant_id) == number + 1
+
+    def test_many_at_once_on_one_link(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        body = request_body(SUBJECT, A.issue(SUBJECT))
+        correlations = [send(adapter, tenant_id, body) for _ in range(50)]
+        statuses = [adapter.await_reply(correlation).status or 0 for correlation in correlations]
+        assert sorted(statuses) == [200] * 49 + [201]
+        assert count_devices(registry, tenant_id) == 1
+
+    def test_the_limit_holds_for_many_at_once(self, registry: Registry, adapters: list[Adapter]) -> None:
+        tenant_id = registry.create_tenant(document=ACME | {"registration-limits": {"max-devices": 5}})
+        correlations = [
+            send(adapter, tenant_id, request_body(f"CN=p{number}", A.issue(f"CN=p{number}")))
+            for number, adapter in enumerate(adapters)
+        ]
+        statuses = [
+            adapter.await_reply(correlation).status or 0
+            for adapter, correlation in zip(adapters, correlations, strict=True)
+        ]
+        assert sorted(statuses) == [201] * 5 + [403] * 11
+        assert count_devices(registry, tenant_id) == 5
+
+    def test_an_operator_at_the_same_time(self, registry: Registry, adapter: Adapter) -> None:
+        """Whoever is first has the auth-id; there is never a second device with it."""
+        tenant_id = registry.create_tenant(document=ACME)
+        adapter.links(f"credentials/{tenant_id}")
+
+        def register(number: int) -> int:
+            credentials = [{"type": "x509-cert", "auth-id": f"CN=p{number}", "secrets": [{}]}]
+            path = f"/v1/credentials/{tenant_id}/by-hand-{number}"
+            return registry.request("PUT", path, credentials).status
+
+        for number in range(20):
+            registry.create_device(tenant_id, f"by-hand-{number}")
+        with concurrent.futures.ThreadPoolExecutor(1) as operator:
+            for number in range(20):
+                body = request_body(f"CN=p{number}", A.issue(f"CN=p{number}"))
+                by_hand = operator.submit(register, number)
+                reply = adapter.await_reply(send(adapter, tenant_id, body))
+                assert (by_hand.result(), reply.status) in {(204, 200), (409, 201)}
+                assert (reply.json()["device-id"] == f"by-hand-{number}") is (reply.status == 200)
+
+    def test_what_was_answered_survives_a_crash(self, new_registry: NewRegistry) -> None:
+        registry = new_registry()
+        tenant_id = registry.create_tenant(document=ACME)
+        with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+            reply = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT))
+            expect(reply, 201)
+            registry.kill()
+        registry.start()
+        with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+            again = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT))
+            expect(again, 200)
+            assert again.json() == reply.json()
+
+
+def send(adapter: Adapter, tenant_id: str, body: str) -> str:
+    """Send a credentials request without waiting for anything; return what its reply will refer to."""
+    sender, receiver = adapter.links(f"credentials/{tenant_id}")
+    correlation = f"test-{uuid.uuid4()}"
+    adapter.send(sender, adapter.message("get", reply_to=receiver.source.address, body=body, message_id=correlation))
+    return correlation
+
+
+class TestAfterwards:
+    """Provisioning 3.5 and 3.7: repeats, renewal, deletion, locking out."""
+
+    def test_renewed_certificate(self, registry: Registry, adapter: Adapter) -> None:
+        """No validity is taken from the certificate, so one with other dates and another key finds the device."""
+        tenant_id = registry.create_tenant(document=ACME)
+        soon = datetime.now(UTC) + timedelta(minutes=5)
+        created = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT, not_after=soon))
+        expect(created, 201)
+        found = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT, algorithm="RSA"))
+        expect(found, 200)
+        assert found.json() == created.json()
+        # Once there, the credential is found without any certificate, too.
+        expect(ask(adapter, tenant_id, SUBJECT), 200)
+
+    def test_deleted_device_comes_back_as_a_new_one(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        first = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)).json()["device-id"]
+        assert registry.request("DELETE", f"/v1/devices/{tenant_id}/{first}").status == 204
+        again = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT))
+        expect(again, 201)
+        assert again.json()["device-id"] != first
+        registry.request("DELETE", f"/v1/devices/{tenant_id}/{again.json()['device-id']}")
+        assert registry.request("PUT", f"/v1/tenants/{tenant_id}", anchors(A.trust_anchor())).status == 204
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 404)
+
+    def test_locked_out_by_its_credential(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        device_id = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)).json()["device-id"]
+        disabled = [{"type": "x509-cert", "auth-id": SUBJECT, "enabled": False, "secrets": [{}]}]
+        registry.set_credentials(tenant_id, device_id, disabled)
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 404)
+        assert count_devices(registry, tenant_id) == 1
+
+    def test_refusals_tell_nothing(self, registry: Registry, adapter: Adapter) -> None:
+        """Provisioning 3.2: the answer of rows 7 to 10 is that of a credential that nobody knows."""
+        tenant_id = registry.create_tenant(document=ACME)
+        unknown = ask(adapter, tenant_id, "nobody", type_="psk")
+        liar = B.issue(SUBJECT, issuer_name="CN=CA A,O=Acme")
+        for certificate in (B.issue(SUBJECT), X.issue(SUBJECT), liar):
+            reply = ask(adapter, tenant_id, SUBJECT, certificate)
+            expect(reply, 404)
+            assert (reply.body, reply.properties) == (unknown.body, unknown.properties)
+
+
+class TestCertificates:
+    """Provisioning 3.2, rows 6 to 11."""
+
+    def test_base64_of_either_alphabet(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=ACME)
+        forms: list[Callable[[bytes], str]] = [
+            lambda der: base64.urlsafe_b64encode(der).decode(),
+            lambda der: base64.b64encode(der).decode().rstrip("="),
+            lambda der: base64.b64encode(der).decode(),
+        ]
+        for number, form in enumerate(forms):
+            subject = f"CN=f{number}"
+            certificate = A.issue(subject)
+            while not {"+", "/"} & set(certificate.base64):
+                certificate = A.issue(subject)
+            expect(ask(adapter, tenant_id, subject, form(certificate.der)), 201)
+        pem = A.issue("CN=pem").pem
+        expect(ask(adapter, tenant_id, "CN=pem", base64.b64encode(pem).decode()), 201)
+
+    @pytest.mark.parametrize("algorithm", ["EC", "RSA"])
+    def test_kinds_of_keys(self, registry: Registry, adapter: Adapter, algorithm: Any) -> None:
+        ca = Authority.create(f"CN=CA {algorithm}", algorithm=algorithm)
+        tenant_id = registry.create_tenant(document=anchors(on(ca)))
+        expect(ask(adapter, tenant_id, SUBJECT, ca.issue(SUBJECT, algorithm=algorithm)), 201)
+
+    def test_certificate_out_of_date(self, registry: Registry, adapter: Adapter) -> None:
+        """Row 9."""
+        tenant_id = registry.create_tenant(document=ACME)
+        now = datetime.now(UTC)
+        expired = A.issue(SUBJECT, not_before=now - timedelta(days=2), not_after=now - timedelta(minutes=1))
+        expect(ask(adapter, tenant_id, SUBJECT, expired), 404)
+        early = A.issue(SUBJECT, not_before=now + timedelta(hours=1))
+        expect(ask(adapter, tenant_id, SUBJECT, early), 404)
+
+    def test_key_roll_over(self, registry: Registry, adapter: Adapter) -> None:
+        """Row 8: two entries of one name, of which the one whose key signed counts."""
+        tenant_id = registry.create_tenant(
+            document=anchors(
+                on(A, id="old", auto_provisioning_device_id_template="old-{{subject-cn}}"),
+                on(A_NEXT, id="new", auto_provisioning_device_id_template="new-{{subject-cn}}"),
+            )
+        )
+        for ca, subject, device_id in ((A, "CN=a", "old-a"), (A_NEXT, "CN=b", "new-b")):
+            reply = ask(adapter, tenant_id, subject, ca.issue(subject))
+            expect(reply, 201)
+            assert reply.json()["device-id"] == device_id
+
+    def test_signature(self, registry: Registry, adapter: Adapter) -> None:
+        """Row 10, the default: always checked."""
+        tenant_id = registry.create_tenant(document=ACME)
+        liar = B.issue(SUBJECT, issuer_name="CN=CA A,O=Acme")
+        expect(ask(adapter, tenant_id, SUBJECT, liar), 404)
+        assert count_devices(registry, tenant_id) == 0
+
+
+class TestTemplates:
+    """Provisioning 3.3 and 3.4."""
+
+    def test_device_id(self, registry: Registry, adapter: Adapter) -> None:
+        """The example of 3.4, whose result is a valid id."""
+        document = anchors(on(auto_provisioning_device_id_template="{{subject-o}}-{{subject-cn}}"))
+        tenant_id = registry.create_tenant(document=document)
+        subject = "CN=pump-9,OU=Plant 7,O=Acme"
+        reply = ask(adapter, tenant_id, subject, A.issue(subject))
+        expect(reply, 201)
+        assert reply.json()["device-id"] == "Acme-pump-9"
+        assert registry.request("GET", f"/v1/devices/{tenant_id}/Acme-pump-9").status == 200
+
+    def test_device_id_against_the_pattern(self, registry: Registry, adapter: Adapter) -> None:
+        """3.2 row 12: most DNs have a comma."""
+        document = anchors(on(auto_provisioning_device_id_template="{{subject-dn}}"))
+        tenant_id = registry.create_tenant(document=document)
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 400)
+        reply = ask(adapter, tenant_id, "CN=alone", A.issue("CN=alone"))
+        expect(reply, 201)
+        assert reply.json()["device-id"] == "CN=alone"
+
+    def test_auth_id(self, registry: Registry, adapter: Adapter) -> None:
+        """The literal result, and what stock adapters make of it (3.3)."""
+        template = "{{subject-dn}}@plant"
+        tenant_id = registry.create_tenant(document=anchors(on(auth_id_template=template)))
+        tenant = adapter.request("tenant", "get", body=json.dumps({"tenant-id": tenant_id})).json()
+        assert tenant["trusted-ca"][0]["auth-id-template"] == template
+        certificate = A.issue(r"CN=Smith\, John,O=Acme")
+        for auth_id in (r"CN=Smith\, John,O=Acme@plant", "CN=Smith, John,O=Acme@plant"):
+            reply = ask(adapter, tenant_id, auth_id, certificate)
+            expect(reply, 201)
+            assert reply.json()["auth-id"] == auth_id
+        expect(ask(adapter, tenant_id, "CN=Smith,O=Acme@plant", certificate), 400)
+
+
+class TestGateways:
+    """Provisioning 5."""
+
+    def test_flag(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document=anchors(on(auto_provision_as_gateway=True)))
+        device_id = ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)).json()["device-id"]
+        path = f"/v1/devices/{tenant_id}/{device_id}"
+        assert registry.request("GET", path).object["authorities"] == ["auto-provisioning-enabled"]
+        assert registry.request("PUT", f"/v1/tenants/{tenant_id}", anchors(on())).status == 204
+        assert registry.request("GET", path).object["authorities"] == ["auto-provisioning-enabled"]
+        other = ask(adapter, tenant_id, "CN=q", A.issue("CN=q")).json()["device-id"]
+        assert "authorities" not in registry.request("GET", f"/v1/devices/{tenant_id}/{other}").object
+
+
+class TestSettings:
+    def test_signature_switch_off(self, new_registry: NewRegistry) -> None:
+        """Provisioning 3.2 row 10: what only claims the issuer is taken, as by the reference."""
+        registry = new_registry({"provisioning.verify_signature": "false"})
+        tenant_id = registry.create_tenant(document=ACME)
+        liar = B.issue(SUBJECT, issuer_name="CN=CA A,O=Acme")
+        with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+            expect(ask(adapter, tenant_id, SUBJECT, liar), 201)
+            # All other rows stand.
+            expect(ask(adapter, tenant_id, "CN=q", liar), 400)
+            expect(ask(adapter, tenant_id, "CN=q", B.issue("CN=q")), 404)
+
+    def test_smaller_limit_wins(self, new_registry: NewRegistry) -> None:
+        """Provisioning 3.7: of the registry's limit and the tenant's."""
+        registry = new_registry({"devices.max_per_tenant": "2"})
+        with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+            for own, allowed in ((-1, 2), (1, 1), (5, 2), (0, 0)):
+                limits = {"registration-limits": {"max-devices": own}}
+                tenant_id = registry.create_tenant(document=ACME | limits)
+                for number in range(3):
+                    reply = ask(adapter, tenant_id, f"CN=p{number}", A.issue(f"CN=p{number}"))
+                    expect(reply, 201 if number < allowed else 403)
+
+    def test_credentials_limit(self, registry: Registry, adapter: Adapter) -> None:
+        """Provisioning 3.2 row 13."""
+        limits = {"registration-limits": {"max-credentials-per-device": 0}}
+        tenant_id = registry.create_tenant(document=ACME | limits)
+        expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 403)
+        assert count_devices(registry, tenant_id) == 0
+
+    def test_device_id_pattern(self, new_registry: NewRegistry) -> None:
+        """Provisioning 2: configurable, and then good for ids made from a template."""
+        registry = new_registry({"ids.device_pattern": "[a-z0-9,= CNO]+"})
+        document = anchors(on(auto_provisioning_device_id_template="{{subject-dn}}"))
+        tenant_id = registry.create_tenant(document=document)
+        with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+            reply = ask(adapter, tenant_id, "CN=p 1,O=acme", A.issue("CN=p 1,O=acme"))
+            expect(reply, 201)
+            assert reply.json()["device-id"] == "CN=p 1,O=acme"
