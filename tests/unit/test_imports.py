@@ -18,6 +18,7 @@ ROWS = [
     {"lookup", "management", "load"},
     {"http", "amqp", "storage"},
     {"config", "log"},
+    {"explain"},
     {"app"},
     {"cli"},
     {"__main__"},

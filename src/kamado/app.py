@@ -1,0 +1,345 @@
+"""Composition root: builds each object once from `Config`, starts what listens, stops it in order.
+
+Start (configuration 3.2): log, health listener, database and schema, first identity, data of the first start,
+listeners, ready. Stop (3.3): not ready, drain, refuse new work, let running work end, close connections, database,
+health listener. Everything runs in one TaskGroup; a part that fails takes the rest down with it, in order.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import uvloop
+
+from kamado import __version__, log
+from kamado.amqp.api import Api, ApiSettings
+from kamado.amqp.connection import ConnectionSettings
+from kamado.amqp.server import AmqpServer, AmqpServerSettings
+from kamado.auth import Authenticator, Permissions, PermissionsError, ensure_first_identity, load_permissions
+from kamado.config import AmqpConfig, Config, HttpConfig, Loaded, TlsConfig, TlsError, tls_context
+from kamado.credentials import CredentialRules
+from kamado.document import Identifiers
+from kamado.errors import Unavailable
+from kamado.lookup import LookupService, LookupSettings
+from kamado.passwords import PasswordHasher
+from kamado.provisioning import ProvisioningService, ProvisioningSettings
+from kamado.storage import StoreSettings, open_store
+from kamado.store import Store
+
+__all__ = ["EXIT_CONFIGURATION", "EXIT_INTERNAL", "EXIT_UNAVAILABLE", "Core", "build_core", "now_utc", "run"]
+
+logger = logging.getLogger(__name__)
+
+EXIT_UNAVAILABLE = 69
+EXIT_INTERNAL = 70
+EXIT_CONFIGURATION = 78
+
+
+def now_utc() -> datetime:
+    """Tell the time: the one clock of the process."""
+    return datetime.now(UTC)
+
+
+# The core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """Everything below the front doors."""
+
+    identifiers: Identifiers
+    credential_rules: CredentialRules
+    passwords: PasswordHasher
+    provisioning: ProvisioningService
+    lookup: LookupService
+
+
+def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now_utc) -> Core:
+    """Build the core on a database. Close `Core.passwords` in the end."""
+    identifiers = Identifiers(
+        tenant_pattern=config.ids.tenant_pattern,
+        device_pattern=config.ids.device_pattern,
+        auth_id_pattern=config.ids.username_pattern,
+    )
+    rules = CredentialRules(
+        identifiers=identifiers,
+        bcrypt_max_cost=config.credentials.bcrypt_max_cost,
+        allowed_hash_functions=frozenset(config.credentials.allowed_hash_functions),
+    )
+    passwords = PasswordHasher(
+        workers=config.credentials.hash_workers,
+        queue=config.credentials.hash_queue,
+        cost=config.credentials.bcrypt_cost,
+    )
+    provisioning = ProvisioningService(
+        store,
+        ProvisioningSettings(
+            verify_signature=config.provisioning.verify_signature,
+            max_devices_per_tenant=config.devices.max_per_tenant,
+            max_credentials_per_device=config.credentials.max_per_device,
+        ),
+        identifiers,
+        clock,
+    )
+    lookup = LookupService(
+        store.lookups,
+        provisioning,
+        LookupSettings(
+            tenant_max_age=config.tenants.cache_max_age,
+            assertion_max_age=config.devices.cache_max_age,
+            credentials_max_age=config.credentials.cache_max_age,
+        ),
+        clock,
+    )
+    return Core(
+        identifiers=identifiers,
+        credential_rules=rules,
+        passwords=passwords,
+        provisioning=provisioning,
+        lookup=lookup,
+    )
+
+
+# TLS that can be read again
+
+
+class ReloadableTls:
+    """A TLS context whose key material and client CAs can be replaced while it is in use.
+
+    A listener keeps the context that it was given, so that context hands each handshake over to the one that was read
+    last: OpenSSL takes certificate, key and trusted CAs from there.
+    """
+
+    def __init__(self, tls: TlsConfig, name: str) -> None:
+        self._tls = tls
+        self._name = name
+        self.context = tls_context(tls)
+        self._current = self.context
+        self.context.sni_callback = self._choose
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _: str | None, __: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+    def reload(self) -> None:
+        """Read the files again; what cannot be used is logged, and the old stays."""
+        try:
+            self._current = tls_context(self._tls)
+        except TlsError as error:
+            logger.error(
+                "key material not reloaded, the old stays", extra={"listener": self._name, "error": str(error)}
+            )
+        else:
+            logger.info("key material reloaded", extra={"listener": self._name})
+
+
+# The process
+
+Listen = Callable[[str, int, ssl.SSLContext | None], Awaitable[tuple[str, int]]]
+
+
+class StartFailed(Exception):
+    """The registry cannot start; the text is for the operator."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamado", options: str = "") -> int:
+    """Run the registry until a signal ends it.
+
+    Args:
+        loaded: The configuration.
+        ready_file: Where to write the addresses (JSON) once everything listens.
+        command: How the command `kamado` was called, for the start-up lines.
+        options: The options that say which configuration, for the start-up lines.
+
+    Returns:
+        Exit status: 0, 69 (database or a port cannot be had), 70 (internal error) or 78 (configuration).
+    """
+    config = loaded.config
+    log.configure(config.log.format, config.log.level, config.log.levels)
+    for warning in loaded.warnings:
+        logger.warning("configuration", extra={"warning": warning})
+    process = Process(config, ready_file, command, options)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(process.main())
+    except StartFailed as error:
+        logger.error("start failed", extra={"error": str(error)})
+        return error.status
+    except Exception:
+        # The one place for what nobody foresaw.
+        logger.exception("internal error")
+        return EXIT_INTERNAL
+
+
+class Process:
+    """One run of `kamado serve`."""
+
+    def __init__(self, config: Config, ready_file: Path | None, command: str, options: str) -> None:
+        self._config = config
+        self._ready_file = ready_file
+        self._command = command
+        self._options = options
+        self._stop = asyncio.Event()
+        self._tls: list[ReloadableTls] = []
+        self._authenticator: Authenticator | None = None
+        self._addresses: dict[str, str] = {}
+
+    async def main(self) -> int:
+        """Start, serve until a signal, stop."""
+        config = self._config
+        self._handle_signals()
+        permissions = self._load_permissions()
+        async with contextlib.AsyncExitStack() as stack:
+            store = await self._open_store()
+            stack.push_async_callback(store.close)
+            core = build_core(config, store)
+            stack.callback(core.passwords.close)
+            await self._ensure_identity(store, core, permissions)
+            self._authenticator = Authenticator(
+                store,
+                core.passwords,
+                permissions,
+                timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None,
+            )
+            amqp = await self._listen_amqp(core, self._authenticator)
+            self._write_ready_file()
+            self._announce()
+            await self._stop.wait()
+            logger.info("stopping")
+            await amqp.stop(config.shutdown.grace)
+        logger.info("stopped")
+        return 0
+
+    # Signals
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._request_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _request_stop(self) -> None:
+        if self._stop.is_set():
+            # Nothing is lost: what was acknowledged is on disk.
+            logger.warning("second signal, stopping at once")
+            os._exit(1)
+        self._stop.set()
+
+    def _reload(self) -> None:
+        """Read again what may change while the registry runs (configuration 1.2, reload)."""
+        for tls in self._tls:
+            tls.reload()
+        if self._authenticator is not None:
+            self._authenticator.reload()
+
+    # Start
+
+    def _load_permissions(self) -> Permissions | None:
+        path = self._config.auth.permissions_file
+        if path is None:
+            return None
+        try:
+            permissions = load_permissions(path)
+        except PermissionsError as error:
+            raise StartFailed(f"auth.permissions_file: {error}", EXIT_CONFIGURATION) from error
+        for warning in permissions.warnings:
+            logger.warning("permissions file", extra={"warning": warning})
+        return permissions
+
+    async def _open_store(self) -> Store:
+        config = self._config
+        try:
+            async with asyncio.timeout(config.startup.deadline):
+                return await open_store(config.storage.url, StoreSettings(auto_migrate=config.storage.auto_migrate))
+        except Unavailable as error:
+            raise StartFailed(str(error), EXIT_UNAVAILABLE) from error
+        except TimeoutError as error:
+            raise StartFailed("the database could not be opened in startup.deadline", EXIT_UNAVAILABLE) from error
+
+    async def _ensure_identity(self, store: Store, core: Core, permissions: Permissions | None) -> None:
+        """Make the first identity where nobody could log in otherwise (authentication 5.1)."""
+        if permissions is not None:
+            return
+        directory = self._database.parent
+        try:
+            made = await ensure_first_identity(store, core.passwords, directory, now_utc())
+        except OSError as error:
+            message = f"the login for adapters cannot be written to {directory}: {error.strerror}"
+            raise StartFailed(message, EXIT_UNAVAILABLE) from error
+        if made is not None:
+            logger.info("identity for adapters made", extra={"file": str(made)})
+
+    @property
+    def _database(self) -> Path:
+        return Path(self._config.storage.url.removeprefix("sqlite:///"))
+
+    async def _listen_amqp(self, core: Core, authenticator: Authenticator) -> AmqpServer:
+        config = self._config.amqp
+        server = AmqpServer(
+            Api(core.lookup, ApiSettings(link_credit=config.link_credit), now_utc),
+            authenticator,
+            AmqpServerSettings(
+                connection=ConnectionSettings(
+                    container_id=self._container_id(),
+                    max_frame_size=config.max_frame_size,
+                    idle_timeout=config.idle_timeout,
+                    open_timeout=config.handshake_timeout,
+                    max_links=config.max_links_per_connection,
+                    max_message_size=config.max_message_size,
+                    version=__version__,
+                ),
+                mechanisms=config.sasl_mechanisms,
+                handshake_timeout=config.handshake_timeout,
+                max_connections=config.max_connections,
+            ),
+            now_utc,
+        )
+        await self._listen("amqp", config, server.listen)
+        return server
+
+    def _container_id(self) -> str:
+        """Stable for a process, and its own (amqp-apis 2.1)."""
+        config = self._config.amqp
+        listener = config.secure if config.secure_enabled else config.insecure
+        # A port that the system chooses is not known yet.
+        return f"{config.container_name}-{listener.bind}:{listener.port or os.getpid()}"
+
+    async def _listen(self, name: str, config: HttpConfig | AmqpConfig, listen: Listen) -> None:
+        """Open the plain and the TLS listener of a front door, as configured."""
+        if config.insecure_enabled:
+            await self._listen_one(name, config.insecure.bind, config.insecure.port, None, listen)
+        if config.secure_enabled:
+            tls = ReloadableTls(config.tls, name)
+            self._tls.append(tls)
+            await self._listen_one(f"{name}s", config.secure.bind, config.secure.port, tls.context, listen)
+
+    async def _listen_one(
+        self, scheme: str, host: str, port: int, context: ssl.SSLContext | None, listen: Listen
+    ) -> None:
+        try:
+            bound_host, bound_port = await listen(host, port, context)
+        except OSError as error:
+            message = f"{scheme}: {host}:{port} cannot be had: {os.strerror(error.errno or 0)}"
+            raise StartFailed(message, EXIT_UNAVAILABLE) from error
+        shown = f"[{bound_host}]" if ":" in bound_host else bound_host
+        self._addresses[scheme] = f"{scheme}://{shown}:{bound_port}"
+
+    def _write_ready_file(self) -> None:
+        if self._ready_file is not None:
+            temporary = self._ready_file.with_name(f".{self._ready_file.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(self._addresses))
+            temporary.replace(self._ready_file)
+
+    def _announce(self) -> None:
+        logger.info("ready", extra=self._addresses | {"database": str(self._database)})

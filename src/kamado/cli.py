@@ -1,0 +1,887 @@
+"""The command `kamado`: parse, call the core, print.
+
+Results go to standard output, everything else to standard error. What a subcommand needs is imported when it runs, so
+that `kamado --help` and `kamado serve` start quickly.
+
+Exit statuses (docs/command-line.md): 0 success; 1 nothing found or refused; 2 wrong usage; 3 not allowed; 4 the request
+was wrong; 65 wrong data; 69 a server or the database cannot be reached; 70 an internal error; 77 the login was refused;
+78 wrong configuration.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import typer
+
+from kamado import __version__
+
+if TYPE_CHECKING:
+    from kamado.amqp.client import ClientSettings, Reply
+    from kamado.app import Core
+    from kamado.config import Config, Loaded
+    from kamado.lookup import Answer
+    from kamado.passwords import PasswordHasher
+    from kamado.store import Store
+
+__all__ = ["app", "main"]
+
+T = TypeVar("T")
+
+OK = 0
+REFUSED = 1
+NOT_ALLOWED = 3
+WRONG_REQUEST = 4
+WRONG_DATA = 65
+UNAVAILABLE = 69
+INTERNAL = 70
+LOGIN_REFUSED = 77
+WRONG_CONFIGURATION = 78
+
+app = typer.Typer(
+    name="kamado",
+    help="A device registry that speaks the interfaces of Eclipse Hono.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they would print local variables, secrets among them
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+identity_app = typer.Typer(no_args_is_help=True, help="Who may log in over AMQP: add, list, remove, change a password.")
+ask_app = typer.Typer(no_args_is_help=True, help="Ask a running registry over AMQP, exactly as an adapter would.")
+explain_app = typer.Typer(
+    no_args_is_help=True, help="Say why a look-up is refused, straight from the database; nothing is changed."
+)
+app.add_typer(identity_app, name="identity")
+app.add_typer(ask_app, name="ask")
+app.add_typer(explain_app, name="explain")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Configuration file (TOML). Default: $KAMADO_CONFIG, else /etc/kamado/config.toml.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as http.insecure.port=8081; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except Exception:
+        # The one place that turns an unforeseen error into an exit status.
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(INTERNAL)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    _say(text)
+    raise typer.Exit(status)
+
+
+def _load(config: Path | None, assignments: list[str] | None) -> "Loaded":
+    """Read the configuration, or list its problems and exit."""
+    from kamado.config import ConfigError, load
+
+    try:
+        return load(config_file=config, assignments=assignments or ())
+    except ConfigError as error:
+        count = len(error.problems)
+        _say(f"The configuration has {count} problem{'' if count == 1 else 's'}:")
+        for problem in error.problems:
+            _say(f"  {problem}")
+        raise typer.Exit(WRONG_CONFIGURATION) from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kamado {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A device registry that speaks the interfaces of Eclipse Hono."""
+
+
+# serve, check-config, migrate, load
+
+
+@app.command()
+def serve(
+    *,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the addresses to this file (JSON) once everything listens."),
+    ] = None,
+) -> None:
+    """Run the registry until SIGTERM or Ctrl-C."""
+    loaded = _load(config, assignments)
+    from kamado.app import run
+
+    raise typer.Exit(
+        run(loaded, ready_file=ready_file, command=_own_command(), options=_own_options(config, assignments))
+    )
+
+
+def _own_command() -> str:
+    """How this command was called, to be shown in "what to type next"."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return f"{Path(sys.executable).name} -m kamado"
+    directories = os.environ.get("PATH", "").split(os.pathsep)
+    if str(program.parent) in directories:
+        return program.name
+    relative = os.path.relpath(program)
+    return str(program) if relative.startswith("..") else relative
+
+
+def _own_options(config: Path | None, assignments: list[str] | None) -> str:
+    words = [] if config is None else ["--config", str(config)]
+    for assignment in assignments or ():
+        words += ["--set", assignment]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+@app.command("check-config")
+def check_config(
+    *,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    print_settings: Annotated[
+        bool, typer.Option("--print", help="Print all settings in effect as TOML, each with where it comes from.")
+    ] = False,
+) -> None:
+    """Check the configuration and its files without starting anything."""
+    loaded = _load(config, assignments)
+    _check_permissions(loaded.config)
+    for warning in loaded.warnings:
+        _say(f"warning: {warning}")
+    if print_settings:
+        for setting, shown, origin in loaded.effective():
+            # What is unset has no TOML form.
+            typer.echo(f"{setting.key} = {shown}  # {origin}" if shown else f"# {setting.key} is not set")
+    else:
+        typer.echo("The configuration is fine.")
+
+
+def _check_permissions(config: "Config") -> None:
+    if config.auth.permissions_file is None:
+        return
+    from kamado.auth import PermissionsError, load_permissions
+
+    try:
+        permissions = load_permissions(config.auth.permissions_file)
+    except PermissionsError as error:
+        _fail(f"auth.permissions_file: {error}", WRONG_CONFIGURATION)
+    for warning in permissions.warnings:
+        _say(f"warning: auth.permissions_file: {warning}")
+
+
+@app.command()
+def migrate(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Create the database's schema, or bring it up to date."""
+    loaded = _load(config, assignments)
+    from kamado.storage import migrate as migrate_store
+
+    before, after = _run(migrate_store(loaded.config.storage.url))
+    typer.echo(f"schema {after}: nothing to do" if before == after else f"schema {before} -> {after}")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run what talks to the database; an error becomes a line and an exit status."""
+    from kamado.errors import BadRequest, RegistryError, Unavailable
+
+    try:
+        return asyncio.run(work)
+    except Unavailable as error:
+        _fail(str(error), UNAVAILABLE)
+    except BadRequest as error:
+        _fail(str(error), WRONG_DATA)
+    except RegistryError as error:
+        _fail(str(error), REFUSED)
+
+
+async def _with_store(config: "Config", work: Callable[["Store"], Awaitable[T]], *, may_create: bool) -> T:
+    """Open the database beside whoever uses it, do something, close it."""
+    from kamado.storage import StoreSettings, open_store
+
+    auto_migrate = may_create and config.storage.auto_migrate
+    store = await open_store(config.storage.url, StoreSettings(auto_migrate=auto_migrate))
+    try:
+        return await work(store)
+    finally:
+        await store.close()
+
+
+# identity
+
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file", metavar="FILE", help="Read the password from this file (first line); - is standard input."
+    ),
+]
+PromptOption = Annotated[bool, typer.Option("--prompt", help="Ask for the password on the terminal.")]
+
+
+class Mechanism(StrEnum):
+    """SASL mechanisms."""
+
+    PLAIN = "PLAIN"
+    EXTERNAL = "EXTERNAL"
+
+
+@identity_app.command("add")
+def identity_add(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="User name; with EXTERNAL the CN of the certificate.")],
+    role: Annotated[
+        list[str], typer.Option("--role", metavar="ROLE", help="protocol-adapter or command-router; repeatable.")
+    ] = ["protocol-adapter"],  # noqa: B006 - typer copies it
+    mechanism: Annotated[Mechanism, typer.Option("--mechanism", help="How it logs in.")] = Mechanism.PLAIN,
+    password_file: PasswordFileOption = None,
+    prompt: PromptOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Let somebody log in. A password that is not given is made and printed once."""
+    settings = _load(config, assignments).config
+    authorities = _authorities(role)
+    password = None
+    if mechanism is Mechanism.PLAIN:
+        password, made = _choose_password(password_file, prompt=prompt)
+    elif password_file is not None or prompt:
+        raise typer.BadParameter("EXTERNAL has no password")
+    from kamado import auth
+
+    async def add(store: "Store", passwords: "PasswordHasher") -> None:
+        await auth.add_identity(
+            store,
+            passwords,
+            principal=auth.LOCAL_OPERATOR,
+            name=name,
+            mechanism=auth.Mechanism(mechanism),
+            password=password,
+            authorities=authorities,
+            now=datetime.now(UTC),
+        )
+
+    _run(_with_passwords(settings, add, may_create=True))
+    _say(f"{name} may log in now.")
+    if password is not None and made:
+        typer.echo(f"username={name}\npassword={password}")
+
+
+@identity_app.command("list")
+def identity_list(*, as_json: JsonOption = False, config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """List who may log in, and what for."""
+    settings = _load(config, assignments).config
+    identities = _run(
+        _with_store(
+            settings, lambda store: store.read(lambda transaction: transaction.list_identities()), may_create=False
+        )
+    )
+    from kamado.document import format_timestamp
+
+    if as_json:
+        entries = [
+            {
+                "name": identity.name,
+                "mechanism": identity.mechanism,
+                "roles": _roles(identity.authorities),
+                "created": format_timestamp(identity.created),
+            }
+            for identity in identities
+        ]
+        typer.echo(json.dumps(entries, ensure_ascii=False, indent=2))
+        return
+    rows = [
+        (identity.name, identity.mechanism, ", ".join(_roles(identity.authorities)), format_timestamp(identity.created))
+        for identity in identities
+    ]
+    _print_table(("name", "mechanism", "roles", "created"), rows)
+
+
+@identity_app.command("remove")
+def identity_remove(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Let somebody log in no more. Connections that are open end within auth.lifetime."""
+    settings = _load(config, assignments).config
+    from kamado import auth
+
+    def remove(store: "Store") -> Awaitable[None]:
+        return auth.remove_identity(store, principal=auth.LOCAL_OPERATOR, name=name)
+
+    _run(_with_store(settings, remove, may_create=False))
+    _say(f"{name} may not log in any more.")
+
+
+@identity_app.command("passwd")
+def identity_passwd(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    password_file: PasswordFileOption = None,
+    prompt: PromptOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Change a password. A password that is not given is made and printed once."""
+    settings = _load(config, assignments).config
+    password, made = _choose_password(password_file, prompt=prompt)
+    from kamado import auth
+
+    def change(store: "Store", passwords: "PasswordHasher") -> Awaitable[None]:
+        return auth.change_identity_password(
+            store, passwords, principal=auth.LOCAL_OPERATOR, name=name, password=password
+        )
+
+    _run(_with_passwords(settings, change, may_create=False))
+    _say(f"{name} has a new password.")
+    if made:
+        typer.echo(f"username={name}\npassword={password}")
+
+
+def _choose_password(password_file: Path | None, *, prompt: bool) -> tuple[str, bool]:
+    """Return the password, and whether it was made here."""
+    if password_file is not None and prompt:
+        raise typer.BadParameter("use either --password-file or --prompt")
+    if prompt:
+        return typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True), False
+    if password_file is None:
+        import secrets
+
+        return secrets.token_urlsafe(24), True
+    try:
+        text = sys.stdin.read() if str(password_file) == "-" else password_file.read_text(encoding="utf-8")
+    except OSError as error:
+        _fail(f"{password_file} cannot be read: {error.strerror}", WRONG_DATA)
+    except UnicodeDecodeError:
+        _fail(f"{password_file} is not UTF-8 text", WRONG_DATA)
+    password = text.partition("\n")[0].removesuffix("\r")
+    if not password:
+        _fail("the password is empty", WRONG_DATA)
+    return password, False
+
+
+def _authorities(roles: list[str]) -> Mapping[str, str]:
+    from kamado.auth import ROLES, Authorities
+
+    united = Authorities()
+    for role in roles:
+        if role not in ROLES:
+            raise typer.BadParameter(f"there is no role {role}; the roles are: {', '.join(ROLES)}")
+        united = united.united(Authorities(ROLES[role]))
+    return united.claims
+
+
+def _roles(authorities: Mapping[str, str]) -> list[str]:
+    """Name the roles whose rights are all there."""
+    from kamado.auth import ROLES
+
+    def covers(role: Mapping[str, str]) -> bool:
+        return all(set(letters) <= set(authorities.get(key, "")) for key, letters in role.items())
+
+    return [name for name, role in ROLES.items() if covers(role)]
+
+
+async def _with_passwords(
+    config: "Config", work: Callable[["Store", "PasswordHasher"], Awaitable[None]], *, may_create: bool
+) -> None:
+    from kamado.passwords import PasswordHasher
+
+    passwords = PasswordHasher(workers=1, queue=1, cost=config.credentials.bcrypt_cost)
+    try:
+        await _with_store(config, lambda store: work(store, passwords), may_create=may_create)
+    finally:
+        passwords.close()
+
+
+def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width; nothing is cut for it.
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
+
+
+# ask
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        envvar="KAMADO_ASK_URL",
+        help="amqp://HOST:PORT or amqps://HOST:PORT. Default: the listener of the configuration.",
+    ),
+]
+UsernameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--username",
+        metavar="NAME",
+        envvar="KAMADO_ASK_USERNAME",
+        help="Log in as NAME; the password comes from $KAMADO_ASK_PASSWORD or is asked for.",
+    ),
+]
+CredentialsFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--credentials-file",
+        metavar="FILE",
+        help="Lines username= and password=. Default: adapter.credentials beside the database.",
+    ),
+]
+CaFileOption = Annotated[
+    Path | None, typer.Option("--ca-file", metavar="FILE", help="CA of the registry's certificate (PEM), for amqps.")
+]
+CertFileOption = Annotated[
+    Path | None, typer.Option("--cert-file", metavar="FILE", help="Client certificate (PEM): log in by SASL EXTERNAL.")
+]
+KeyFileOption = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="Key of --cert-file (PEM).")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time for everything together.")
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate", metavar="FILE", help="The device's certificate (PEM or DER), as the adapter sends it along."
+    ),
+]
+
+
+@ask_app.command("tenant")
+def ask_tenant(
+    *,
+    tenant_id: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Id or alias.")] = None,
+    subject_dn: Annotated[
+        str | None, typer.Option("--subject-dn", metavar="DN", help="Find by the name of a trusted CA (RFC 2253).")
+    ] = None,
+    url: UrlOption = None,
+    username: UsernameOption = None,
+    credentials_file: CredentialsFileOption = None,
+    ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
+    key_file: KeyFileOption = None,
+    timeout: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Get a tenant, by id or by the name of a CA that it trusts."""
+    body = _tenant_criterion(tenant_id, subject_dn)
+    settings = _client_settings(
+        url=url,
+        username=username,
+        credentials_file=credentials_file,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+        timeout=timeout,
+        config=config,
+        assignments=assignments,
+    )
+    _ask(settings, "tenant", "get", as_json=as_json, body=body)
+
+
+@ask_app.command("assert")
+def ask_assert(
+    *,
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
+    device_id: Annotated[str, typer.Argument(metavar="DEVICE")],
+    gateway_id: Annotated[
+        str | None, typer.Option("--via", metavar="GATEWAY", help="The gateway that acts for the device.")
+    ] = None,
+    url: UrlOption = None,
+    username: UsernameOption = None,
+    credentials_file: CredentialsFileOption = None,
+    ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
+    key_file: KeyFileOption = None,
+    timeout: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Ask whether a device is registered and enabled, and whether a gateway may act for it."""
+    settings = _client_settings(
+        url=url,
+        username=username,
+        credentials_file=credentials_file,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+        timeout=timeout,
+        config=config,
+        assignments=assignments,
+    )
+    properties = {"device_id": device_id} | ({} if gateway_id is None else {"gateway_id": gateway_id})
+    _ask(settings, f"registration/{tenant_id}", "assert", as_json=as_json, properties=properties)
+
+
+@ask_app.command("credentials")
+def ask_credentials(
+    *,
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="hashed-password, psk, x509-cert, rpk or your own.")],
+    auth_id: Annotated[
+        str | None, typer.Argument(metavar="[AUTH_ID]", help="With --certificate it may be left out: the subject.")
+    ] = None,
+    certificate: CertificateOption = None,
+    url: UrlOption = None,
+    username: UsernameOption = None,
+    credentials_file: CredentialsFileOption = None,
+    ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
+    key_file: KeyFileOption = None,
+    timeout: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Get a device's credentials; with --certificate an unknown device may be provisioned."""
+    body = _credentials_criterion(type_, auth_id, certificate)
+    settings = _client_settings(
+        url=url,
+        username=username,
+        credentials_file=credentials_file,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+        timeout=timeout,
+        config=config,
+        assignments=assignments,
+    )
+    _ask(settings, f"credentials/{tenant_id}", "get", as_json=as_json, body=body)
+
+
+def _tenant_criterion(tenant_id: str | None, subject_dn: str | None) -> bytes:
+    if (tenant_id is None) == (subject_dn is None):
+        raise typer.BadParameter("name either a TENANT or a --subject-dn")
+    return json.dumps({"tenant-id": tenant_id} if subject_dn is None else {"subject-dn": subject_dn}).encode()
+
+
+def _credentials_criterion(type_: str, auth_id: str | None, certificate: Path | None) -> bytes:
+    criterion = {"type": type_}
+    if certificate is not None:
+        der, subject = _read_certificate(certificate)
+        auth_id = subject if auth_id is None else auth_id
+        from kamado.document import encode_base64
+
+        criterion["client-certificate"] = encode_base64(der)
+    if auth_id is None:
+        raise typer.BadParameter("name an AUTH_ID, or a --certificate whose subject it is")
+    criterion["auth-id"] = auth_id
+    return json.dumps(criterion).encode()
+
+
+def _read_certificate(path: Path) -> tuple[bytes, str]:
+    from kamado.errors import BadRequest
+    from kamado.x509 import parse_certificate
+
+    try:
+        parsed = parse_certificate(path.read_bytes())
+    except OSError as error:
+        _fail(f"{path} cannot be read: {error.strerror}", WRONG_DATA)
+    except BadRequest as error:
+        _fail(f"{path} is no X.509 certificate: {error}", WRONG_DATA)
+    return parsed.der, parsed.subject.text
+
+
+def _client_settings(
+    *,
+    url: str | None,
+    username: str | None,
+    credentials_file: Path | None,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    timeout: float,
+    config: Path | None,
+    assignments: list[str] | None,
+) -> "ClientSettings":
+    """Work out where to ask and as whom; what is not said comes from the configuration."""
+    import ssl
+
+    from kamado.amqp.client import ClientSettings
+
+    settings = _load(config, assignments).config
+    own_certificate: Path | None = None
+    if url is None:
+        secure = settings.amqp.secure_enabled
+        listener = settings.amqp.secure if secure else settings.amqp.insecure
+        host, port = listener.bind, listener.port
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what is bound to, not what we bind
+        own_certificate = settings.amqp.tls.cert_file
+    else:
+        parts = urlsplit(url)
+        try:
+            port = parts.port or {"amqp": 5672, "amqps": 5671}[parts.scheme]
+        except (KeyError, ValueError) as error:
+            raise typer.BadParameter("a URL has the form amqp://HOST:PORT or amqps://HOST:PORT") from error
+        host, secure = parts.hostname or "127.0.0.1", parts.scheme == "amqps"
+    context = None
+    if secure:
+        try:
+            # Without --ca-file: the registry of the configuration is known by its very certificate.
+            trusted = ca_file or own_certificate
+            context = ssl.create_default_context(cafile=trusted)
+            if ca_file is None and own_certificate is not None:
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+                context.check_hostname = False
+            if cert_file is not None:
+                context.load_cert_chain(cert_file, key_file)
+        except OSError as error:
+            _fail(f"TLS files cannot be used: {error.strerror or error}", WRONG_CONFIGURATION)
+    elif cert_file is not None:
+        raise typer.BadParameter("--cert-file needs TLS: --url amqps://HOST:PORT")
+    password = None
+    if cert_file is None:
+        username, password = _login(username, credentials_file, settings)
+    return ClientSettings(
+        host=host, port=port, username=username, password=password, ssl_context=context, timeout=timeout
+    )
+
+
+def _login(username: str | None, credentials_file: Path | None, config: "Config") -> tuple[str, str]:
+    if username is not None:
+        password = os.environ.get("KAMADO_ASK_PASSWORD")
+        return username, typer.prompt("Password", hide_input=True, err=True) if password is None else password
+    path = credentials_file or _beside_database(config) / "adapter.credentials"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        _fail(
+            f"{path} cannot be read: {error.strerror}. It is written by the first `kamado serve`; or name another with "
+            "--credentials-file, or log in with --username",
+            WRONG_CONFIGURATION,
+        )
+    found = dict(line.split("=", 1) for line in lines if "=" in line)
+    if not {"username", "password"} <= found.keys():
+        _fail(f"{path} has no lines username= and password=", WRONG_CONFIGURATION)
+    return found["username"], found["password"]
+
+
+def _beside_database(config: "Config") -> Path:
+    return Path(config.storage.url.removeprefix("sqlite:///")).parent
+
+
+def _ask(
+    settings: "ClientSettings",
+    address: str,
+    subject: str,
+    *,
+    as_json: bool,
+    body: bytes | None = None,
+    properties: dict[str, object] | dict[str, str] | None = None,
+) -> NoReturn:
+    from kamado.amqp.client import (
+        AskError,
+        AuthenticationFailed,
+        LinkRefused,
+        RequestRejected,
+        ask,
+    )
+
+    try:
+        reply = asyncio.run(ask(settings, address, subject=subject, application_properties=properties, body=body))
+    except AskError as error:
+        if as_json:
+            typer.echo(json.dumps({"error": str(error), "condition": error.condition}, ensure_ascii=False))
+        else:
+            _say(str(error))
+        status = {AuthenticationFailed: LOGIN_REFUSED, LinkRefused: NOT_ALLOWED, RequestRejected: WRONG_REQUEST}
+        raise typer.Exit(status.get(type(error), UNAVAILABLE)) from error
+    _print_reply(reply, as_json=as_json)
+    raise typer.Exit(_exit_status(reply.status))
+
+
+def _exit_status(status: int | None) -> int:
+    match status:
+        case 200 | 201:
+            return OK
+        case 404:
+            return REFUSED
+        case 403:
+            return NOT_ALLOWED
+        case None:
+            return INTERNAL
+        case _:
+            return WRONG_REQUEST if status < 500 else UNAVAILABLE
+
+
+def _print_reply(reply: "Reply", *, as_json: bool) -> None:
+    payload: object = None
+    if reply.payload:
+        try:
+            payload = json.loads(reply.payload)
+        except ValueError:
+            payload = reply.payload.decode(errors="replace")
+    properties = {name: value for name, value in reply.application_properties.items() if isinstance(value, str | int)}
+    if as_json:
+        answer = {
+            "status": reply.status,
+            "cache-control": reply.cache_control,
+            "application-properties": properties,
+            "payload": payload,
+        }
+        typer.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    from http import HTTPStatus
+
+    try:
+        phrase = HTTPStatus(reply.status or 0).phrase
+    except ValueError:
+        phrase = "no status: an adapter would not accept this reply"
+    typer.echo(f"{reply.status} {phrase}")
+    if reply.cache_control is not None:
+        typer.echo(f"cache_control: {reply.cache_control}")
+    for name, value in properties.items():
+        if name not in {"status", "cache_control"}:
+            typer.echo(f"{name}: {value}")
+    if payload is not None:
+        _print_json(payload)
+
+
+def _print_json(value: object) -> None:
+    """Print JSON for people, in colours on a terminal."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print_json(text, ensure_ascii=False)
+    else:
+        typer.echo(text)
+
+
+# explain
+
+
+def _explain(
+    config: Path | None, assignments: list[str] | None, ask: Callable[["Core"], Awaitable["Answer"]], *, as_json: bool
+) -> NoReturn:
+    """Make a look-up on the database itself, undo what it wrote, say what came of it."""
+    from kamado.app import build_core
+    from kamado.errors import RegistryError, Unavailable
+    from kamado.explain import DryRunStore, Explanation
+
+    settings = _load(config, assignments).config
+
+    async def look_up(store: "Store") -> Explanation:
+        core = build_core(settings, DryRunStore(store))
+        try:
+            return Explanation.of_answer(await ask(core))
+        except Unavailable:
+            raise
+        except RegistryError as error:
+            return Explanation.of_error(error)
+        finally:
+            core.passwords.close()
+
+    explanation = _run(_with_store(settings, look_up, may_create=False))
+    if as_json:
+        typer.echo(json.dumps(explanation.as_json(), ensure_ascii=False))
+    else:
+        typer.echo(explanation.headline)
+        typer.echo(explanation.text)
+    raise typer.Exit(_exit_status(explanation.status))
+
+
+@explain_app.command("tenant")
+def explain_tenant(
+    *,
+    tenant_id: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Id or alias.")] = None,
+    subject_dn: Annotated[
+        str | None, typer.Option("--subject-dn", metavar="DN", help="Find by the name of a trusted CA (RFC 2253).")
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Why a tenant is not found."""
+    from kamado.auth import LOCAL_OPERATOR
+
+    body = _tenant_criterion(tenant_id, subject_dn)
+    _explain(config, assignments, lambda core: core.lookup.get_tenant_by_body(LOCAL_OPERATOR, body), as_json=as_json)
+
+
+@explain_app.command("assert")
+def explain_assert(
+    *,
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
+    device_id: Annotated[str, typer.Argument(metavar="DEVICE")],
+    gateway_id: Annotated[
+        str | None, typer.Option("--via", metavar="GATEWAY", help="The gateway that acts for the device.")
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Why a device is not asserted."""
+    from kamado.auth import LOCAL_OPERATOR
+
+    _explain(
+        config,
+        assignments,
+        lambda core: core.lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, gateway_id),
+        as_json=as_json,
+    )
+
+
+@explain_app.command("credentials")
+def explain_credentials(
+    *,
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="hashed-password, psk, x509-cert, rpk or your own.")],
+    auth_id: Annotated[
+        str | None, typer.Argument(metavar="[AUTH_ID]", help="With --certificate it may be left out: the subject.")
+    ] = None,
+    certificate: CertificateOption = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Why credentials are not found, or a device is not provisioned."""
+    from kamado.auth import LOCAL_OPERATOR
+
+    body = _credentials_criterion(type_, auth_id, certificate)
+    _explain(
+        config,
+        assignments,
+        lambda core: core.lookup.get_credentials(LOCAL_OPERATOR, tenant_id, body),
+        as_json=as_json,
+    )

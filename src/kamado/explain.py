@@ -1,0 +1,145 @@
+"""Why a look-up was refused, in words for the operator: `kamado explain`.
+
+Adapters and devices never see a reason, since it would help somebody who guesses. Here the same look-up is made on the
+same database, with every right, and nothing is stored: what provisioning would write is undone.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TypeVar
+
+from kamado.errors import Reason, RegistryError
+from kamado.lookup import Answer
+from kamado.store import Lookups, Store, Transaction, Work
+
+__all__ = ["SENTENCES", "DryRunStore", "Explanation"]
+
+T = TypeVar("T")
+
+SENTENCES: dict[Reason, str] = {
+    Reason.MALFORMED_REQUEST: "The request lacks something or is written wrongly.",
+    Reason.NO_RIGHT: "The caller's role does not allow this. See: kamado identity list",
+    Reason.TENANT_UNKNOWN: "There is no tenant of this id or alias.",
+    Reason.TENANT_DISABLED: "The tenant's `enabled` is false.",
+    Reason.ISSUER_AMBIGUOUS: "Several tenants of one trust anchor group trust this CA, so the CA alone names no "
+    "tenant; an adapter asks again with the host name that the device used (SNI).",
+    Reason.DEVICE_UNKNOWN: "The tenant has no device of this id.",
+    Reason.DEVICE_DISABLED: "The device is registered, but its `enabled` is false.",
+    Reason.GATEWAY_UNKNOWN: "The tenant has no device of the gateway's id.",
+    Reason.GATEWAY_DISABLED: "The gateway is registered, but its `enabled` is false.",
+    Reason.GATEWAY_NOT_AUTHORIZED: "The gateway may not act for the device: it is not in the device's `via`, and none "
+    "of its `memberOf` is in the device's `viaGroups`.",
+    Reason.CREDENTIAL_UNKNOWN: "No device of the tenant has credentials of this type and auth-id. The auth-id "
+    "must be equal letter by letter.",
+    Reason.CREDENTIAL_DISABLED: "The credentials are there, but their `enabled` is false.",
+    Reason.CONTEXT_MISMATCH: "The credentials' `ext` names a member of the client context with another value.",
+    Reason.SECRETS_DISABLED: "The credentials are there, but each secret's `enabled` is false.",
+    Reason.SECRETS_EXPIRED: "The credentials are there, but each secret's `not-after` is over.",
+    Reason.SECRETS_NOT_YET_VALID: "The credentials are there, but no secret's `not-before` has come yet.",
+    Reason.SEARCH_BY_DEVICE_ID: "Credentials are found by type and auth-id, not by device id.",
+    Reason.NO_CERTIFICATE: "No device of the tenant has credentials of this type and auth-id, and the adapter sent no "
+    "certificate, so the device cannot be provisioned either.",
+    Reason.CERTIFICATE_UNREADABLE: "What the adapter sent as `client-certificate` is no X.509 certificate in Base64.",
+    Reason.TYPE_NOT_PROVISIONED: "Only devices with credentials of type x509-cert are provisioned.",
+    Reason.ISSUER_UNKNOWN: "The tenant trusts no CA of the name that issued the certificate (`trusted-ca`).",
+    Reason.ISSUER_EXPIRED: "The tenant trusts the CA that issued the certificate, but not now: outside of its "
+    "`not-before` and `not-after`.",
+    Reason.ISSUER_DOES_NOT_PROVISION: "The tenant trusts the CA, but the CA's `auto-provisioning-enabled` is not true.",
+    Reason.CERTIFICATE_EXPIRED: "The device's certificate has expired.",
+    Reason.CERTIFICATE_NOT_YET_VALID: "The device's certificate is not valid yet. Is the clock right?",
+    Reason.SIGNATURE_INVALID: "The certificate names a trusted CA as its issuer, but that CA's key did not sign it.",
+    Reason.SUBJECT_DIFFERS: "The auth-id is another name than the certificate's subject.",
+    Reason.SUBJECT_SPELLED_OTHERWISE: "The auth-id is the certificate's subject, but spelled otherwise; adapters "
+    "compare letter by letter.",
+    Reason.TEMPLATE_NOT_FILLED: "The CA's ID template asks for something that the certificate's subject does not have.",
+    Reason.DEVICE_ID_INVALID: "The device id that the CA's template makes breaks the rule for device ids.",
+    Reason.DEVICE_LIMIT_REACHED: "The tenant has as many devices as it may.",
+    Reason.CREDENTIALS_LIMIT_REACHED: "The device would have more credentials than the tenant allows.",
+    Reason.DEVICE_ID_TAKEN: "A device of this id is registered already, with other credentials.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What an adapter would get, and why."""
+
+    status: int
+    text: str
+    """A sentence or two, for a person."""
+    reason: Reason | None = None
+    """`None` for success."""
+    message: str | None = None
+    """What the error says beyond its reason."""
+
+    @classmethod
+    def of_answer(cls, answer: Answer) -> "Explanation":
+        """Explain a success."""
+        if answer.status == 201:
+            text = "The device would be provisioned by this request. Nothing was stored now."
+        else:
+            text = "An adapter gets this answer. It may still refuse the device, for a wrong password for example."
+        return cls(status=answer.status, text=text)
+
+    @classmethod
+    def of_error(cls, error: RegistryError) -> "Explanation":
+        """Explain a refusal."""
+        message = str(error)
+        text = message if error.reason is None else SENTENCES[error.reason]
+        return cls(status=error.status, reason=error.reason, text=text, message=message)
+
+    @property
+    def headline(self) -> str:
+        """Status and reason in one line."""
+        return f"{self.status} {HTTPStatus(self.status).phrase}" + (f": {self.reason}" if self.reason else "")
+
+    def as_json(self) -> dict[str, object]:
+        """For scripts."""
+        return {"status": self.status, "reason": self.reason, "text": self.text, "message": self.message}
+
+
+class _Undo(RegistryError):
+    """Carries a result out of a transaction that is to leave nothing behind."""
+
+    def __init__(self, result: object) -> None:
+        super().__init__("undone")
+        self.result = result
+
+
+class DryRunStore:
+    """A `Store` whose writes are tried and undone.
+
+    Args:
+        store: The real one; closing stays its owner's business.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def lookups(self) -> Lookups:
+        """The real store's."""
+        return self._store.lookups
+
+    async def read(self, work: Work[T]) -> T:
+        """Read."""
+        return await self._store.read(work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run a use case and undo it."""
+
+        async def try_work(transaction: Transaction) -> T:
+            result = await work(transaction)
+            raise _Undo(result)
+
+        try:
+            return await self._store.write(try_work)
+        except _Undo as undone:
+            result: T = undone.result  # type: ignore[assignment]  # what `work` returned
+            return result
+
+    async def ping(self) -> None:
+        """Ask the real store."""
+        await self._store.ping()
+
+    async def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,134 @@
+"""Runs the commands of a page of the documentation, and compares what they print with what the page shows.
+
+A fenced block `sh` holds commands, the block `text` that follows what they print. Of the output a page shows the lines
+that matter, in order and whole; ids, times, hashes and long Base64 may differ.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.registry import Registry
+
+__all__ = ["PROJECT", "Example", "Step", "assert_shown", "read_steps"]
+
+PROJECT = Path(__file__).parents[2]
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_VARIABLE = [
+    (re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "<id>"),
+    # Expiries that a page chooses are far away; everything else is about now.
+    (re.compile(r"20[23]\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "<time>"),
+    (re.compile(r"\$2a\$\d\d\$[./A-Za-z0-9]{53}"), "<hash>"),
+    (re.compile(r"[A-Za-z0-9+/]{60,}={0,2}"), "<base64>"),
+]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands of a page and what they print."""
+
+    line: int
+    commands: str
+    shown: str | None
+
+
+def read_steps(page: Path) -> list[Step]:
+    """Read the steps of a page, in order."""
+    text = page.read_text()
+    blocks = [(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in _BLOCK.finditer(text)]
+    steps = []
+    for index, (language, content, line) in enumerate(blocks):
+        if language == "sh":
+            following = blocks[index + 1] if index + 1 < len(blocks) else ("", "", 0)
+            steps.append(Step(line, content, following[1] if following[0] == "text" else None))
+    return steps
+
+
+def assert_shown(step: Step, output: str) -> None:
+    """Check that the output has the lines that the page shows, in the same order."""
+    assert step.shown, f"line {step.line}: the page does not show what is printed:\n{output}"
+    lines = iter(_normalise(output).splitlines())
+    for line in _normalise(step.shown).splitlines():
+        assert any(line == printed for printed in lines), f"line {step.line}: {line!r} is not printed:\n{output}"
+
+
+def _normalise(text: str) -> str:
+    for pattern, name in _VARIABLE:
+        text = pattern.sub(name, text)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+class Example:
+    """What `make serve` starts, in a directory of its own and on ports that the system chooses.
+
+    Args:
+        directory: Stands for the project's directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        shutil.copytree(PROJECT / "examples", directory / "examples")
+        self._exports = ""
+        serve = self._make_serve_lines()
+        assert serve[1].endswith("serve --config examples/guide/kamado.toml"), serve
+        self.prepare = self._own(serve[0])
+        self.registry = Registry(
+            directory / "process",
+            {"http.insecure.port": "0", "amqp.insecure.port": "0", "health.port": "0"},
+            only_settings=True,
+        )
+        self.registry.config_file = directory / "examples" / "guide" / "kamado.toml"
+        self.registry.data_dir = directory / "var" / "guide"
+
+    @staticmethod
+    def _make_serve_lines() -> list[str]:
+        """What the Makefile runs for `make serve`, after the installation."""
+        text = (PROJECT / "Makefile").read_text()
+        recipe = text[text.index("\nserve:") :].split("\n\n", 1)[0]
+        return [line.strip().removeprefix("@").replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()[2:]]
+
+    def start(self) -> None:
+        """Do what `make serve` does."""
+        subprocess.run(["/bin/sh", "-c", self.prepare], cwd=self.directory, check=True, timeout=60)
+        self.registry.start()
+
+    def _own(self, commands: str) -> str:
+        """Put this interpreter and this registry's addresses in place of those on the page."""
+        commands = commands.replace(".venv/bin/kamado", f"{sys.executable} -m kamado")
+        commands = commands.replace(".venv/bin/python", sys.executable)
+        if "http://localhost:28080" in commands:
+            commands = commands.replace("http://localhost:28080", self.registry.http_url)
+        assert ".venv" not in commands.replace(sys.executable, ""), commands
+        return commands
+
+    def run(self, step: Step) -> str:
+        """Run the commands of a step in a shell and return what they print; variables live on."""
+        script = self._exports + self._own(step.commands)
+        self._exports += "".join(f"{line}\n" for line in step.commands.splitlines() if line.startswith("export "))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
+        if self.registry.addresses:
+            environment["KAMADO_ASK_URL"] = self.registry.addresses["amqp"]
+        result = subprocess.run(
+            ["/bin/sh", "-c", script],
+            cwd=self.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in result.stderr, result.stderr
+        assert result.returncode in {0, 1}, f"line {step.line} ended with {result.returncode}: {result.stderr}"
+        return result.stdout.replace(self.registry.http_url, "http://localhost:28080")
+
+    def get(self, path: str) -> dict[str, object]:
+        """Read a resource over HTTP."""
+        value = json.loads(self.registry.request("GET", path).body)
+        assert isinstance(value, dict)
+        return value

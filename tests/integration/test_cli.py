@@ -1,0 +1,586 @@
+"""The command `kamado` in processes of its own, beside a running registry."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.certificates import Authority
+from tests.integration.conftest import NewRegistry
+from tests.integration.registry import Registry, new_id, poll
+
+OK, REFUSED, USAGE, NOT_ALLOWED, WRONG_REQUEST = 0, 1, 2, 3, 4
+WRONG_DATA, UNAVAILABLE, LOGIN_REFUSED, CONFIGURATION = 65, 69, 77, 78
+
+
+def ask(registry: Registry, *arguments: str, expect_status: int | None = OK, stdin: str = "") -> str:
+    """Run a subcommand of `ask` against the plain listener."""
+    url = registry.addresses["amqp"]
+    return registry.run("ask", *arguments, "--url", url, expect_status=expect_status, stdin=stdin).stdout
+
+
+def kamado(
+    *arguments: str, expect_status: int | None = OK, environment: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "kamado", *arguments],
+        env=own | (environment or {}),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert expect_status is None or result.returncode == expect_status, result.stderr
+    return result
+
+
+# ask
+
+
+def test_ask_tenant(registry: Registry) -> None:
+    tenant_id = registry.create_tenant(document={"ext": {"customer": "Überall GmbH"}})
+    output = ask(registry, "tenant", tenant_id)
+    assert output.startswith("200 OK\ncache_control: max-age = 180\n")
+    assert f"tenant_id: {tenant_id}\n" in output
+    assert "Überall GmbH" in output
+    answer = json.loads(ask(registry, "tenant", tenant_id, "--json"))
+    assert answer["status"] == 200
+    assert answer["payload"]["tenant-id"] == tenant_id
+    assert answer["application-properties"]["tenant_id"] == tenant_id
+
+
+def test_ask_tenant_by_subject_dn(registry: Registry) -> None:
+    name = f"CN={new_id()},O=Example"
+    tenant_id = registry.create_tenant(document={"trusted-ca": [Authority.create(name).trust_anchor()]})
+    answer = json.loads(ask(registry, "tenant", "--subject-dn", name, "--json"))
+    assert answer["payload"]["tenant-id"] == tenant_id
+
+
+def test_ask_tenant_that_is_not_there(registry: Registry) -> None:
+    output = ask(registry, "tenant", new_id(), expect_status=REFUSED)
+    assert output.startswith("404 Not Found")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--subject-dn", "CN=a"]])
+def test_ask_tenant_needs_one_criterion(registry: Registry, arguments: list[str]) -> None:
+    result = registry.run("ask", "tenant", *arguments, expect_status=USAGE)
+    assert "either a TENANT or a --subject-dn" in result.stderr
+
+
+def test_ask_assert(registry: Registry) -> None:
+    tenant_id = registry.create_tenant()
+    registry.create_device(tenant_id, "gw")
+    registry.create_device(tenant_id, "d", {"via": ["gw"], "defaults": {"ttl": 5}})
+    answer = json.loads(ask(registry, "assert", tenant_id, "d", "--via", "gw", "--json"))
+    assert answer["payload"] == {"device-id": "d", "via": ["gw"], "defaults": {"ttl": 5}}
+    ask(registry, "assert", tenant_id, "nobody", expect_status=REFUSED)
+    # amqp-apis 10.2, steps 4 and 5.
+    ask(registry, "assert", tenant_id, "gw", "--via", "d", expect_status=NOT_ALLOWED)
+
+
+def test_ask_credentials(registry: Registry) -> None:
+    tenant_id = registry.create_tenant()
+    device_id = registry.create_device(tenant_id)
+    registry.set_credentials(tenant_id, device_id, [{"type": "psk", "auth-id": "a", "secrets": [{"key": "AAEC"}]}])
+    answer = json.loads(ask(registry, "credentials", tenant_id, "psk", "a", "--json"))
+    assert answer["payload"]["device-id"] == device_id
+    assert answer["payload"]["secrets"][0]["key"] == "AAEC"
+    assert answer["cache-control"] == "no-cache"
+    ask(registry, "credentials", tenant_id, "psk", "b", expect_status=REFUSED)
+    ask(registry, "credentials", tenant_id, "psk", expect_status=USAGE)
+
+
+@pytest.mark.parametrize("form", ["pem", "der"])
+def test_ask_credentials_provisions_by_certificate(registry: Registry, tmp_path: Path, form: str) -> None:
+    authority = Authority.create(f"CN={new_id()}")
+    anchor = authority.trust_anchor(auto_provisioning_enabled=True)
+    tenant_id = registry.create_tenant(document={"trusted-ca": [anchor]})
+    device = authority.issue("CN=press-7,O=Example")
+    file = tmp_path / "device"
+    file.write_bytes(device.pem if form == "pem" else device.der)
+    arguments = ("credentials", tenant_id, "x509-cert", "--certificate", str(file), "--json")
+    answer = json.loads(ask(registry, *arguments))
+    assert answer["status"] == 201
+    assert answer["payload"]["auth-id"] == "CN=press-7,O=Example"
+    assert json.loads(ask(registry, *arguments))["status"] == 200
+
+
+def test_ask_with_what_is_no_certificate(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("nothing")
+    for name, words in (("x", "is no X.509 certificate"), ("y", "cannot be read")):
+        arguments = ("ask", "credentials", "t", "x509-cert", "--certificate", str(tmp_path / name))
+        assert words in registry.run(*arguments, expect_status=WRONG_DATA).stderr
+
+
+def test_ask_over_tls_with_password_and_with_certificate(registry: Registry, tmp_path: Path) -> None:
+    assert registry.tls is not None
+    tenant_id = registry.create_tenant()
+    tls = ("--url", registry.addresses["amqps"], "--ca-file", str(registry.tls.ca_file))
+    registry.run("ask", "tenant", tenant_id, *tls)
+    name = new_id("adapter")
+    cert, key = registry.tls.client(tmp_path, "client", f"CN={name},O=Example")
+    external = (*tls, "--cert-file", str(cert), "--key-file", str(key))
+    registry.run("ask", "tenant", tenant_id, *external, expect_status=LOGIN_REFUSED)
+    registry.run("identity", "add", name, "--mechanism", "EXTERNAL")
+    registry.run("ask", "tenant", tenant_id, *external)
+    other = Authority.create("CN=Somebody")
+    ca_file, _ = other.write(tmp_path, "other")
+    result = registry.run(
+        "ask",
+        "tenant",
+        tenant_id,
+        "--url",
+        registry.addresses["amqps"],
+        "--ca-file",
+        str(ca_file),
+        expect_status=UNAVAILABLE,
+    )
+    assert "certificate" in result.stderr.lower()
+
+
+def test_ask_by_other_logins(registry: Registry, tmp_path: Path) -> None:
+    tenant_id = registry.create_tenant()
+    url = registry.addresses["amqp"]
+    file = tmp_path / "credentials"
+    file.write_text(f"username={registry.username}\npassword={registry.password}\n")
+    registry.run("ask", "tenant", tenant_id, "--url", url, "--credentials-file", str(file))
+    file.write_text(f"username={registry.username}\npassword=wrong\n")
+    result = registry.run(
+        "ask", "tenant", tenant_id, "--url", url, "--credentials-file", str(file), expect_status=LOGIN_REFUSED
+    )
+    assert "wrong" not in result.stderr.replace("wrong user", "")
+    file.write_text("nothing\n")
+    registry.run("ask", "tenant", tenant_id, "--url", url, "--credentials-file", str(file), expect_status=CONFIGURATION)
+    variables = {
+        "KAMADO_ASK_URL": url,
+        "KAMADO_ASK_USERNAME": registry.username,
+        "KAMADO_ASK_PASSWORD": registry.password,
+        "KAMADO_CONFIG": str(registry.config_file),
+    }
+    kamado("ask", "tenant", tenant_id, environment=variables)
+
+
+def test_ask_where_nobody_listens(registry: Registry) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"amqp://127.0.0.1:{free.getsockname()[1]}"
+        result = registry.run("ask", "tenant", "t", "--url", url, expect_status=UNAVAILABLE)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "localhost", "amqp://localhost:x"])
+def test_ask_with_a_wrong_url(registry: Registry, url: str) -> None:
+    assert "amqp://HOST:PORT" in registry.run("ask", "tenant", "t", "--url", url, expect_status=USAGE).stderr
+
+
+# explain
+
+
+def test_explain_says_why_and_changes_nothing(registry: Registry, tmp_path: Path) -> None:
+    authority = Authority.create(f"CN={new_id()}")
+    tenant_id = registry.create_tenant(
+        document={"trusted-ca": [authority.trust_anchor(auto_provisioning_enabled=True)], "enabled": True}
+    )
+    device_id = registry.create_device(tenant_id, document={"enabled": False})
+    registry.set_credentials(
+        tenant_id,
+        device_id,
+        [
+            {
+                "type": "hashed-password",
+                "auth-id": "old",
+                "secrets": [{"pwd-plain": "x", "not-after": "2020-01-01T00:00:00Z"}],
+            },
+            {"type": "psk", "auth-id": "off", "enabled": False, "secrets": [{"key": "AAEC"}]},
+        ],
+    )
+
+    def reason(*arguments: str, status: int = REFUSED) -> str:
+        answer = json.loads(registry.run("explain", *arguments, "--json", expect_status=status).stdout)
+        value = answer["reason"]
+        assert answer["text"]
+        return str(value)
+
+    assert reason("tenant", new_id()) == "tenant-unknown"
+    assert reason("assert", tenant_id, device_id) == "device-disabled"
+    assert reason("assert", tenant_id, "nobody") == "device-unknown"
+    assert reason("credentials", tenant_id, "hashed-password", "old") == "secrets-expired"
+    assert reason("credentials", tenant_id, "psk", "off") == "credential-disabled"
+    assert reason("credentials", tenant_id, "psk", "none") == "credential-unknown"
+
+    for name, issued, expected in (
+        ("stranger", Authority.create("CN=Other").issue("CN=s"), "issuer-unknown"),
+        (
+            "forged",
+            Authority.create("CN=Other").issue("CN=s", issuer_name=authority.certificate.subject),
+            "signature-invalid",
+        ),
+    ):
+        certificate, _ = issued.write(tmp_path, name)
+        assert reason("credentials", tenant_id, "x509-cert", "--certificate", str(certificate)) == expected
+    good, _ = authority.issue("CN=good,O=Example").write(tmp_path, "good")
+    spelled = ("credentials", tenant_id, "x509-cert", "CN=good, O=Example", "--certificate", str(good))
+    assert reason(*spelled, status=WRONG_REQUEST) == "subject-spelled-otherwise"
+
+    result = registry.run("explain", "credentials", tenant_id, "x509-cert", "--certificate", str(good))
+    assert result.stdout.startswith("201 Created")
+    assert "Nothing was stored" in result.stdout
+    ask(registry, "credentials", tenant_id, "x509-cert", "CN=good,O=Example", expect_status=REFUSED)
+
+
+def test_explain_text_is_for_people(registry: Registry) -> None:
+    result = registry.run("explain", "tenant", new_id(), expect_status=REFUSED)
+    assert result.stdout == "404 Not Found: tenant-unknown\nThere is no tenant of this id or alias.\n"
+
+
+def test_explain_without_a_database(tmp_path: Path) -> None:
+    result = kamado(
+        "explain", "tenant", "t", "--set", f"storage.url=sqlite:///{tmp_path}/no.db", expect_status=UNAVAILABLE
+    )
+    assert "does not exist" in result.stderr
+    assert not (tmp_path / "no.db").exists()
+
+
+# identity
+
+
+def test_identities_beside_a_running_registry(registry: Registry, tmp_path: Path) -> None:
+    """`kamado identity` takes effect at once."""
+    tenant_id = registry.create_tenant()
+    url = registry.addresses["amqp"]
+    name = new_id("mqtt")
+    file = tmp_path / "made.credentials"
+    result = registry.run("identity", "add", name)
+    assert result.stdout.startswith(f"username={name}\npassword=")
+    file.write_text(result.stdout)
+    login = ("--url", url, "--credentials-file", str(file))
+    registry.run("ask", "tenant", tenant_id, *login)
+
+    listed = json.loads(registry.run("identity", "list", "--json").stdout)
+    (entry,) = [entry for entry in listed if entry["name"] == name]
+    assert entry["mechanism"] == "PLAIN"
+    assert entry["roles"] == ["protocol-adapter"]
+    assert name in registry.run("identity", "list").stdout
+
+    assert "there is an identity" in registry.run("identity", "add", name, expect_status=REFUSED).stderr
+    made = registry.run("identity", "passwd", name).stdout
+    registry.run("ask", "tenant", tenant_id, *login, expect_status=LOGIN_REFUSED)
+    file.write_text(made)
+    registry.run("ask", "tenant", tenant_id, *login)
+    registry.run("identity", "remove", name)
+    registry.run("ask", "tenant", tenant_id, *login, expect_status=LOGIN_REFUSED)
+    registry.run("identity", "remove", name, expect_status=REFUSED)
+    registry.run("identity", "passwd", name, expect_status=REFUSED)
+
+
+def test_passwords_from_a_file_and_from_standard_input(registry: Registry, tmp_path: Path) -> None:
+    tenant_id = registry.create_tenant()
+    name = new_id("http")
+    (tmp_path / "password").write_text("geheim ü\nsecond line\n")
+    result = registry.run("identity", "add", name, "--password-file", str(tmp_path / "password"))
+    assert result.stdout == ""
+    file = tmp_path / "credentials"
+    login = ("--url", registry.addresses["amqp"], "--credentials-file", str(file))
+    file.write_text(f"username={name}\npassword=geheim ü\n")
+    registry.run("ask", "tenant", tenant_id, *login)
+    registry.run("identity", "passwd", name, "--password-file", "-", stdin="other\r\n")
+    file.write_text(f"username={name}\npassword=other\n")
+    registry.run("ask", "tenant", tenant_id, *login)
+    registry.run("identity", "passwd", name, "--password-file", "-", stdin="", expect_status=WRONG_DATA)
+    registry.run("identity", "passwd", name, "--password-file", "-", stdin="x" * 73, expect_status=WRONG_DATA)
+    registry.run("identity", "passwd", name, "--password-file", str(tmp_path / "none"), expect_status=WRONG_DATA)
+
+
+def test_role_decides_what_a_login_may_do(registry: Registry, tmp_path: Path) -> None:
+    """Authentication 3.3: a command router asks the Tenant and Registration APIs only."""
+    tenant_id = registry.create_tenant()
+    name = new_id("router")
+    file = tmp_path / "credentials"
+    file.write_text(registry.run("identity", "add", name, "--role", "command-router").stdout)
+    login = ("--url", registry.addresses["amqp"], "--credentials-file", str(file))
+    registry.run("ask", "tenant", tenant_id, *login)
+    registry.run("ask", "credentials", tenant_id, "psk", "a", *login, expect_status=NOT_ALLOWED)
+    result = registry.run("identity", "add", new_id(), "--role", "king", expect_status=USAGE)
+    assert "protocol-adapter" in result.stderr
+
+
+def test_external_has_no_password(registry: Registry, tmp_path: Path) -> None:
+    name = new_id("coap")
+    result = registry.run(
+        "identity", "add", name, "--mechanism", "EXTERNAL", "--password-file", "-", stdin="x\n", expect_status=USAGE
+    )
+    assert "no password" in result.stderr
+    assert registry.run("identity", "add", name, "--mechanism", "EXTERNAL").stdout == ""
+    registry.run("identity", "passwd", name, expect_status=WRONG_DATA)
+
+
+# load
+
+
+def test_load_beside_a_running_registry(registry: Registry, tmp_path: Path) -> None:
+    """`kamado load` takes effect at once, all or nothing."""
+    tenant_id = new_id()
+    tenants, devices = tmp_path / "tenants.json", tmp_path / "device-identities.json"
+    credentials = tmp_path / "credentials.json"
+    tenants.write_text(json.dumps([{"tenant-id": tenant_id}]))
+    devices.write_text(json.dumps([{"tenant": tenant_id, "devices": [{"device-id": "d", "data": {"via": "gw"}}]}]))
+    credentials.write_text(
+        json.dumps(
+            [
+                {
+                    "tenant": tenant_id,
+                    "credentials": [
+                        {
+                            "device-id": "d",
+                            "type": "hashed-password",
+                            "auth-id": "a",
+                            "secrets": [{"pwd-plain": "x"}],
+                        }
+                    ],
+                }
+            ]
+        )
+    )
+    files = [str(credentials), str(tenants), str(devices)]
+    devices_text = devices.read_text()
+    devices.write_text(devices_text.replace('"via"', '"wire"'))
+    result = registry.run("load", *files, expect_status=WRONG_DATA)
+    assert "device-identities.json" in result.stderr
+    assert "wire" in result.stderr
+    assert registry.request("GET", f"/v1/tenants/{tenant_id}").status == 404
+    devices.write_text(devices_text)
+    result = registry.run("load", *files)
+    assert "1 tenant" in result.stdout
+    assert registry.request("GET", f"/v1/devices/{tenant_id}/d").object["via"] == ["gw"]
+    answer = json.loads(ask(registry, "credentials", tenant_id, "hashed-password", "a", "--json"))
+    assert answer["payload"]["device-id"] == "d"
+
+
+def test_load_of_what_cannot_be_read(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[")
+    for name in ("a.json", "b.json"):
+        result = registry.run("load", str(tmp_path / name), expect_status=WRONG_DATA)
+        assert name in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+# check-config, migrate, help
+
+
+def test_check_config(tmp_path: Path) -> None:
+    file = tmp_path / "kamado.toml"
+    file.write_text("[amqp]\nlink_credit = 7\n")
+    assert kamado("check-config", "--config", str(file)).stdout == "The configuration is fine.\n"
+    shown = kamado("check-config", "--print", "--config", str(file), environment={"KAMADO_HEALTH__PORT": "1"}).stdout
+    assert f"amqp.link_credit = 7  # {file}\n" in shown
+    assert "health.port = 1  # KAMADO_HEALTH__PORT\n" in shown
+    assert tomllib.loads(shown)["http"]["insecure"]["port"] == 8080
+
+
+def test_every_problem_of_the_configuration_is_listed(tmp_path: Path) -> None:
+    """Configuration 1.2 and 8 row 8, and exit status 78."""
+    arguments = ("--set", "http.colour=red", "--set", "amqp.link_credit=none", "--set", "health.port=-1")
+    for command in ("check-config", "serve", "migrate"):
+        result = kamado(command, *arguments, expect_status=CONFIGURATION, cwd=tmp_path)
+        assert "has 3 problems" in result.stderr
+        for key in ("http.colour", "amqp.link_credit", "health.port"):
+            assert key in result.stderr
+        assert result.stdout == ""
+
+
+def test_check_config_reads_the_permissions_file(tmp_path: Path) -> None:
+    file = tmp_path / "permissions.json"
+    file.write_text('{"roles": {}, "users": {"u": {"mechanism": "PLAIN", "password": "c4nary", "authorities": ["x"]}}}')
+    setting = f"auth.permissions_file={file}"
+    result = kamado("check-config", "--set", setting)
+    assert "there is no role x" in result.stderr
+    file.write_text('{"users": {"u": {"mechanism": "PLAIN"}}}')
+    result = kamado("check-config", "--set", setting, expect_status=CONFIGURATION)
+    assert "users.u" in result.stderr
+    assert "users.u" in kamado("serve", "--set", setting, expect_status=CONFIGURATION, cwd=tmp_path).stdout
+
+
+def test_migrate(tmp_path: Path) -> None:
+    setting = ("--set", f"storage.url=sqlite:///{tmp_path}/a.db")
+    assert kamado("migrate", *setting).stdout.startswith("schema 0 -> ")
+    assert kamado("migrate", *setting).stdout.endswith("nothing to do\n")
+    with sqlite3.connect(tmp_path / "a.db") as database:
+        database.execute("INSERT INTO schema_version VALUES (9999, 'later', '2030-01-01')")
+    database.close()
+    for command in ("migrate", "serve"):
+        result = kamado(command, *setting, expect_status=UNAVAILABLE)
+        assert "later version" in result.stderr + result.stdout
+
+
+def test_help_and_version() -> None:
+    assert re.fullmatch(r"kamado \d+\.\d+\.\d+\n", kamado("--version").stdout)
+    for arguments in ([], ["identity"], ["ask"], ["explain"]):
+        assert "Usage:" in kamado(*arguments, expect_status=USAGE).stdout + kamado(*arguments, "--help").stdout
+    assert kamado("nonsense", expect_status=USAGE).stdout == ""
+
+
+# serve
+
+
+def test_first_start_makes_one_identity(new_registry: NewRegistry) -> None:
+    """Settled, "Who may use AMQP": mode 0600, two lines, only if there is none."""
+    registry = new_registry()
+    lines = registry.credentials_file.read_text().splitlines()
+    assert [line.partition("=")[0] for line in lines] == ["username", "password"]
+    assert stat.S_IMODE(registry.credentials_file.stat().st_mode) == 0o600
+    assert str(registry.credentials_file) in registry.log.read_text()
+    assert registry.password not in registry.log.read_text()
+    before = registry.credentials_file.read_text()
+    registry.restart()
+    assert registry.credentials_file.read_text() == before
+
+
+def test_permissions_file_takes_the_place_of_the_first_identity_and_is_read_again(
+    new_registry: NewRegistry, tmp_path: Path
+) -> None:
+    """Authentication 4.1: reload on a signal; on error the old one stays."""
+    file = tmp_path / "permissions.json"
+    grants = [
+        {"resource": "tenant", "activities": ["READ", "WRITE"]},
+        {"operation": "tenant/*:*", "activities": ["EXECUTE"]},
+    ]
+
+    def write(password: str) -> None:
+        user = {"mechanism": "PLAIN", "password": password, "authorities": ["r"]}
+        file.write_text(json.dumps({"roles": {"r": grants}, "users": {"u": user}}))
+
+    write("one")
+    registry = new_registry({"auth.permissions_file": str(file)})
+    assert not registry.credentials_file.exists()
+    tenant_id = registry.create_tenant()
+
+    def login(password: str) -> int:
+        variables = {"KAMADO_ASK_PASSWORD": password, "KAMADO_CONFIG": str(registry.config_file)}
+        url = registry.addresses["amqp"]
+        arguments = ("ask", "tenant", tenant_id, "--url", url, "--username", "u")
+        return kamado(*arguments, expect_status=None, environment=variables).returncode
+
+    def reload(message: str) -> None:
+        before = registry.log.read_text().count(message)
+        os.kill(registry.pid, signal.SIGHUP)
+        poll(lambda: registry.log.read_text().count(message) > before, what=message)
+
+    assert login("one") == OK
+    write("two")
+    reload("permissions file reloaded")
+    assert login("one") == LOGIN_REFUSED
+    assert login("two") == OK
+    file.write_text("{")
+    reload("permissions file not reloaded")
+    assert login("two") == OK
+
+
+def test_key_material_is_read_again(new_registry: NewRegistry) -> None:
+    registry = new_registry(tls=True)
+    assert registry.tls is not None
+    arguments = ("ask", "tenant", registry.create_tenant(), "--url", registry.addresses["amqps"])
+    registry.run(*arguments, "--ca-file", str(registry.tls.ca_file))
+    authority = Authority.create("CN=Next CA")
+    ca_file, _ = authority.write(registry.directory, "next-ca")
+    authority.issue("CN=localhost", server=True).write(registry.tls.cert_file.parent, "server")
+    os.kill(registry.pid, signal.SIGHUP)
+    poll(lambda: registry.log.read_text().count("key material reloaded") == 2, what="reload")
+    registry.run(*arguments, "--ca-file", str(ca_file))
+    registry.run(*arguments, "--ca-file", str(registry.tls.ca_file), expect_status=UNAVAILABLE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_in_order(new_registry: NewRegistry, number: int) -> None:
+    """Configuration 3.3: exit 0; the database is folded up."""
+    registry = new_registry()
+    registry.create_tenant()
+    process = registry.process
+    assert process is not None
+    process.send_signal(number)
+    assert process.wait(20) == 0
+    registry.process = None
+    assert "Traceback" not in registry.log.read_text()
+    assert not registry.database.with_name("kamado.db-wal").exists()
+
+
+def test_not_ready_while_draining(new_registry: NewRegistry) -> None:
+    """Configuration 3.3, steps 1 and 2; a second signal ends it at once with 1."""
+    registry = new_registry({"shutdown.drain_delay": "60s"})
+    assert registry.health("/readiness").status == 200
+    assert registry.health("/liveness").status in {200, 204}
+    process = registry.process
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    poll(lambda: registry.health("/readiness").status == 503, what="not ready")
+    assert registry.health("/liveness").status in {200, 204}
+    registry.create_tenant()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 1
+    registry.process = None
+
+
+def test_port_that_is_taken(new_registry: NewRegistry) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for key in ("http.insecure.port", "amqp.insecure.port", "health.port"):
+            registry = new_registry({key: str(port)}, start=False)
+            result = subprocess.run(
+                registry.command, env=registry.environment, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert result.returncode == UNAVAILABLE
+            assert str(port) in result.stdout
+            assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_data_of_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> None:
+    tenant_id = new_id()
+    (tmp_path / "t.json").write_text(json.dumps([{"tenant-id": tenant_id}]))
+    registry = new_registry({"startup.load": str(tmp_path / "t.json")})
+    assert registry.request("DELETE", f"/v1/tenants/{tenant_id}").status == 204
+    other = registry.create_tenant()
+    registry.restart()
+    assert registry.request("GET", f"/v1/tenants/{tenant_id}").status == 404
+    assert registry.request("GET", f"/v1/tenants/{other}").status == 200
+
+
+def test_wrong_data_stops_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('[{"tenant-id": "a b"}]')
+    registry = new_registry({"startup.load": str(tmp_path / "t.json")}, start=False)
+    result = subprocess.run(
+        registry.command, env=registry.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == CONFIGURATION
+    assert "t.json" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.fixture
+def database_that_is_not_ours(tmp_path: Path) -> Iterator[Path]:
+    file = tmp_path / "other.db"
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE a (b)")
+    database.close()
+    yield file
+    with sqlite3.connect(file) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("a",)]
+    database.close()
+
+
+def test_database_of_another_program_is_refused(database_that_is_not_ours: Path) -> None:
+    setting = f"storage.url=sqlite:///{database_that_is_not_ours}"
+    result = kamado("serve", "--set", setting, "--set", "health.port=0", expect_status=UNAVAILABLE)
+    assert "another program" in result.stdout
