@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
+import typer.core
 import typer.main
 
 from kamado.cli import app
@@ -17,11 +17,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
 
 
-def commands(command: click.Command, name: str = "kamado") -> Iterator[tuple[str, click.Command]]:
-    if isinstance(command, click.Group):
+def commands(command: object, name: str = "kamado") -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    if isinstance(command, typer.core.TyperGroup):
         for child, sub in command.commands.items():
             yield from commands(sub, f"{name} {child}")
     else:
+        assert isinstance(command, typer.core.TyperCommand)
         yield name, command
 
 
@@ -57,7 +58,7 @@ def test_every_command_and_option_has_help(name: str) -> None:
     command = COMMANDS[name]
     assert command.help
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, typer.core.TyperOption):
             assert parameter.help, f"{name} {parameter.name}"
 
 
