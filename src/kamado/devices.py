@@ -41,11 +41,6 @@ class Device:
     upstream_message_mapper: str | None = None
     command_endpoint: CommandEndpoint | None = None
 
-    @property
-    def is_gateway(self) -> bool:
-        """Whether the device says itself that it is one; those that others name in `via` need not."""
-        return bool(self.member_of)
-
 
 def parse_device(document: object) -> Device:
     """Read a device from the JSON value of a request (management 5.1 to 5.3).
@@ -64,8 +59,8 @@ def parse_device(document: object) -> Device:
         via_groups=members.strings("viaGroups", or_single=True),
         member_of=members.strings("memberOf", or_single=True),
         authorities=tuple(dict.fromkeys(members.strings("authorities"))),
-        downstream_message_mapper=members.string("downstream-message-mapper"),
-        upstream_message_mapper=members.string("upstream-message-mapper"),
+        downstream_message_mapper=members.string("downstream-message-mapper") or None,
+        upstream_message_mapper=members.string("upstream-message-mapper") or None,
         command_endpoint=_parse_command_endpoint(members.members("command-endpoint")),
     )
     members.finish()
@@ -118,7 +113,7 @@ def stored_device(document: JsonObject) -> Device:
     members = cast(dict[str, Any], document)
     endpoint = members.get("command-endpoint")
     return Device(
-        enabled=members["enabled"],
+        enabled=members.get("enabled", True),
         ext=members.get("ext", {}),
         defaults=members.get("defaults", {}),
         via=_strings(members.get("via")),
