@@ -1,16 +1,20 @@
-"""Credentials of a device: parsed, checked, merged on update, and shown without what is confidential (management 6).
+"""Credentials: parse, check, merge on update, serialise. A `Credential` that exists keeps the rules of management 6.
 
-A request is read into `CredentialUpdate`s, which may hold passwords still to be hashed and references to secrets that
-exist; `merge` turns them and the stored set into `Credential`s. Pure: no storage, no clock, no hashing.
+An update comes in as `CredentialUpdate`s: everything that can be told from the request alone is checked then. Plain
+passwords in it are hashed elsewhere (that is slow), before `merge` combines it with what is stored.
+
+Pure: knows neither storage nor time nor bcrypt. Confidential members never appear in a `repr` or in an error.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, TypedDict, assert_never
+from typing import Any, Final, TypeVar, assert_never, cast
 
 from kamado.document import (
+    MAX_IDENTIFIER_LENGTH,
     Identifiers,
     JsonObject,
     Members,
@@ -18,20 +22,25 @@ from kamado.document import (
     encode_base64,
     format_timestamp,
     new_id,
+    parse_timestamp,
 )
 from kamado.errors import BadRequest
-from kamado.x509 import DistinguishedName, TrustAnchor, check_public_key, parse_certificate
+from kamado.x509 import Certificate, DistinguishedName, TrustAnchor, check_public_key, parse_certificate
 
 __all__ = [
+    "MAX_DN_LENGTH",
+    "MAX_PASSWORD_SIZE",
     "Credential",
     "CredentialRules",
     "CredentialUpdate",
     "CustomSecret",
     "PasswordSecret",
     "PlainPassword",
+    "PlainPasswordSecret",
     "PskSecret",
     "RpkSecret",
     "Secret",
+    "SecretReference",
     "SecretUpdate",
     "X509Secret",
     "credential_document",
@@ -43,71 +52,81 @@ __all__ = [
     "with_hashes",
 ]
 
-HASHED_PASSWORD: Final = "hashed-password"  # noqa: S105 - a type, not a secret
-PSK: Final = "psk"
-X509_CERT: Final = "x509-cert"
-RPK: Final = "rpk"
+_HASHED: Final = "hashed-password"
+_PSK: Final = "psk"
+_X509: Final = "x509-cert"
+_RPK: Final = "rpk"
 
 MAX_PASSWORD_SIZE: Final = 72
-"""Bytes of UTF-8: bcrypt ignores what follows (management 6.3, D27)."""
-BCRYPT_MIN_COST: Final = 4
-_BCRYPT: Final = re.compile(r"\$2a\$(\d\d)\$[./A-Za-z0-9]{53}", re.ASCII)
-_TYPE: Final = re.compile(r"[a-z0-9-]+", re.ASCII)
+"""Bytes of UTF-8 (management 6.3): bcrypt ignores what follows."""
+MAX_DN_LENGTH: Final = 1024
+"""Characters of an auth-id of type x509-cert. Subject DNs may well be longer than other identifiers."""
+
+_CUSTOM_TYPE: Final = re.compile(r"[a-z0-9-]+", re.ASCII)
+_BCRYPT: Final = "bcrypt"
+_BCRYPT_HASH: Final = re.compile(r"\$2a\$([0-9]{2})\$[./A-Za-z0-9]{53}", re.ASCII)
+_BCRYPT_MIN_COST: Final = 4
 _RPK_ALGORITHMS: Final = ("RSA", "EC")
 
 
+# --- What is stored ---
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Secret:
-    """What is common to all secrets (management 6.2)."""
+class _Common:
+    """What all secrets have (management 6.2); `None` where the client has not said it."""
 
     id: str
     enabled: bool | None = None
-    """`None`: not said, which counts as true."""
     not_before: datetime | None = None
     not_after: datetime | None = None
     comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordSecret(Secret):
-    """A hashed password (management 6.3)."""
+class PasswordSecret(_Common):
+    """A hash of a password (management 6.3)."""
 
-    hash_function: str = field(repr=False)
+    hash_function: str
     pwd_hash: str = field(repr=False)
     salt: str | None = field(default=None, repr=False)
+    """Base64, as it was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PskSecret(Secret):
+class PskSecret(_Common):
     """A pre-shared key (management 6.4)."""
 
     key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class X509Secret(Secret):
-    """The validity of a subject (management 6.5); nothing is confidential."""
+class X509Secret(_Common):
+    """Nothing: the proof is the device's certificate (management 6.5)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RpkSecret(Secret):
+class RpkSecret(_Common):
     """A raw public key (management 6.6)."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     """DER SubjectPublicKeyInfo."""
     algorithm: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CustomSecret(Secret):
-    """A secret of a type of the operator's own (management 6.7)."""
+class CustomSecret(_Common):
+    """A secret of a type that only devices and adapters understand (management 6.7)."""
 
-    members: JsonObject = field(repr=False)
+    members: JsonObject = field(default_factory=dict, repr=False)
+
+
+Secret = PasswordSecret | PskSecret | X509Secret | RpkSecret | CustomSecret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """One credential (management 6.2)."""
+    """One credentials object of a device (management 6.2)."""
 
     type: str
     auth_id: str
@@ -115,57 +134,45 @@ class Credential:
     comment: str | None = None
     ext: JsonObject = field(default_factory=dict)
     secrets: tuple[Secret, ...]
+    """At least one; all of the class that belongs to `type`."""
     members: JsonObject = field(default_factory=dict)
-    """Further members of a custom type."""
+    """What else a custom type has."""
 
 
-# What a request asks for
+# --- What an update says ---
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PlainPassword:
-    """A password as it was typed; it lives until it is hashed and is never stored."""
+    """A clear text password on its way to the hasher; equal to nothing but itself, so that each gets its own salt."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordHash:
-    """Confidential data of a password."""
+class PlainPasswordSecret(_Common):
+    """A password that has to be hashed."""
 
-    hash_function: str
-    pwd_hash: str = field(repr=False)
-    salt: str | None = field(default=None, repr=False)
+    password: PlainPassword
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RawKey:
-    """Confidential data of a raw public key."""
-
-    key: bytes
-    algorithm: str
-
-
-Confidential = PlainPassword | PasswordHash | RawKey | bytes | JsonObject
+class SecretReference(_Common):
+    """Names a stored secret whose confidential data stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretUpdate:
-    """A secret of a request; without confidential data it refers to one that is stored (management 6.9)."""
+    """One secret of an update."""
 
-    id: str | None = None
-    enabled: bool | None = None
-    not_before: datetime | None = None
-    not_after: datetime | None = None
-    comment: str | None = None
-    confidential: Confidential | None = field(default=None, repr=False)
-    path: str = ""
-    """Of the member `id` in the request, for errors."""
+    secret: Secret | PlainPasswordSecret | SecretReference
+    has_given_id: bool
+    """Whether the client named the id; otherwise it is fresh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialUpdate:
-    """A credential of a request."""
+    """One credentials object of an update."""
 
     type: str
     auth_id: str
@@ -178,281 +185,326 @@ class CredentialUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialRules:
-    """What the configuration says about credentials."""
+    """What a deployment allows."""
 
     identifiers: Identifiers
     bcrypt_max_cost: int = 12
-    """Highest cost accepted in a hash that comes ready-made."""
+    """Of bcrypt hashes that operators send."""
     allowed_hash_functions: frozenset[str] = frozenset()
-    """For hashes that come ready-made; empty allows all."""
+    """Of hashes that operators send; empty for all."""
 
 
-# Reads what is particular to a type of secret.
-_Parser = Callable[[Members, SecretUpdate, CredentialRules], SecretUpdate]
+# --- Reading a request ---
 
 
 def parse_credentials(
     document: object, *, rules: CredentialRules, trust_anchors: Sequence[TrustAnchor], now: datetime
 ) -> tuple[CredentialUpdate, ...]:
-    """Read a credentials set from the JSON value of a request: all checks that need only the request.
+    """Read an update from the JSON value of a request (management 6.2 to 6.8): all that needs the request only.
+
+    One object counts as an array of one (management 3.5).
 
     Args:
-        document: An array of credentials, or one credential (management 3.5, D9).
-        rules: What the configuration says.
-        trust_anchors: The tenant's; one may have a template for the auth-id of a certificate (management 6.5).
-        now: Which trust anchors are valid.
+        document: The JSON value.
+        rules: What the deployment allows.
+        trust_anchors: Of the tenant, for their `auth-id-template`s.
+        now: Which of them are valid.
 
     Raises:
-        BadRequest: It breaks a rule of management 6.2 to 6.8; the text names the member.
+        BadRequest: A member is unknown, missing or against its rule, or two credentials have one type and auth-id.
     """
-    entries = document if isinstance(document, list) else [document]
-    updates = []
-    seen = set()
-    for index, entry in enumerate(entries):
-        path = f"[{index}]" if isinstance(document, list) else ""
-        update = _parse_credential(Members(entry, path), rules, trust_anchors, now)
-        if (update.type, update.auth_id) in seen:
-            raise BadRequest(f"{path}: type {update.type!r} with auth-id {update.auth_id!r} occurs twice")
-        seen.add((update.type, update.auth_id))
-        updates.append(update)
-    return tuple(updates)
+    if isinstance(document, dict):
+        document = [document]
+    if not isinstance(document, list):
+        raise BadRequest("must be a JSON array of credentials")
+    updates: dict[tuple[str, str], CredentialUpdate] = {}
+    for index, element in enumerate(document):
+        members = Members(element, f"credentials[{index}]")
+        update = _parse_credential(members, rules, trust_anchors, now)
+        key = (update.type, update.auth_id)
+        if key in updates:
+            raise BadRequest(f"{members.path('auth-id')}: the same type and auth-id occur twice")
+        updates[key] = update
+    return tuple(updates.values())
 
 
 def _parse_credential(
     members: Members, rules: CredentialRules, trust_anchors: Sequence[TrustAnchor], now: datetime
 ) -> CredentialUpdate:
-    members.drop("device-id")  # the path decides; the guide of Hono 1.2 sends it
+    members.drop("device-id")
     type_ = members.required_string("type")
-    if not _TYPE.fullmatch(type_):
-        raise BadRequest(f"{members.path('type')}: must consist of lower case letters, digits and hyphens")
-    if type_ == X509_CERT and members.value("cert") is not None:
-        auth_id, secrets = _parse_certificate_form(members, trust_anchors, now)
+    enabled = members.boolean("enabled")
+    comment = members.string("comment")
+    ext = members.object("ext")
+    certificate = members.base64("cert") if type_ == _X509 else None
+    secrets: list[SecretUpdate]
+    if certificate is not None:
+        members.drop("auth-id", "secrets")
+        auth_id, secret = _certified(certificate, members.path("cert"), trust_anchors, now)
+        secrets = [SecretUpdate(secret=secret, has_given_id=False)]
     else:
-        auth_id = members.required_string("auth-id")
+        auth_id = _parse_auth_id(members, type_, rules)
         secrets = _parse_secrets(members, type_, rules)
-        if type_ == HASHED_PASSWORD:
-            rules.identifiers.check_auth_id(auth_id, members.path("auth-id"))
-        elif type_ == X509_CERT:
-            auth_id = _normal_name(auth_id)
-            members.drop("cert")
-    enabled, comment, ext = members.boolean("enabled"), members.string("comment"), members.object("ext")
-    further: JsonObject = {}
-    if type_ in _PARSERS:
+    rest: JsonObject = {}
+    if type_ in _STANDARD_TYPES:
         members.finish()
     else:
-        further = members.rest()
+        if not _CUSTOM_TYPE.fullmatch(type_) or len(type_) > MAX_IDENTIFIER_LENGTH:
+            raise BadRequest(
+                f"{members.path('type')}: must match {_CUSTOM_TYPE.pattern}"
+                f" and have at most {MAX_IDENTIFIER_LENGTH} characters"
+            )
+        rest = members.rest()
     return CredentialUpdate(
         type=type_,
         auth_id=auth_id,
-        enabled=enabled is not False,
+        enabled=True if enabled is None else enabled,
         comment=comment,
         ext=ext,
-        secrets=secrets,
-        members=further,
+        secrets=tuple(secrets),
+        members=rest,
     )
 
 
-def _normal_name(auth_id: str) -> str:
-    """Return the RFC 2253 form if it is a name; else it may be the product of a template (provisioning 2)."""
-    try:
-        return DistinguishedName.from_text(auth_id).text or auth_id
-    except BadRequest:
-        return auth_id
+def _parse_auth_id(members: Members, type_: str, rules: CredentialRules) -> str:
+    auth_id = members.required_string("auth-id")
+    path = members.path("auth-id")
+    if type_ == _HASHED:
+        return rules.identifiers.check_auth_id(auth_id, path)
+    if type_ == _X509:
+        # What is no DN is somebody's own scheme, as a template would make it.
+        with suppress(BadRequest):
+            auth_id = DistinguishedName.from_text(auth_id).text
+    return _check_length(auth_id, type_, path)
 
 
-def _parse_certificate_form(
-    members: Members, trust_anchors: Sequence[TrustAnchor], now: datetime
-) -> tuple[str, tuple[SecretUpdate, ...]]:
-    """Read the form with `cert` (management 6.5): auth-id and secrets of the request do not count."""
-    path = members.path("cert")
-    try:
-        certificate = parse_certificate(decode_base64(members.value("cert"), path))
-    except BadRequest as error:
-        raise BadRequest(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
-    members.drop("auth-id", "secrets")
-    auth_id = certificate.subject.text
-    for anchor in trust_anchors:
-        if anchor.is_valid_at(now) and anchor.subject.equals(certificate.issuer):
-            if anchor.auth_id_template is not None:
-                auth_id = anchor.auth_id_template.fill(certificate.subject)
-            break
-    if not auth_id:
-        raise BadRequest(f"{path}: has an empty subject")
-    secret = SecretUpdate(
+def _check_length(auth_id: str, type_: str, path: str) -> str:
+    maximum = MAX_DN_LENGTH if type_ == _X509 else MAX_IDENTIFIER_LENGTH
+    if len(auth_id) > maximum:
+        raise BadRequest(f"{path}: must have at most {maximum} characters")
+    return auth_id
+
+
+def _certified(data: bytes, path: str, trust_anchors: Sequence[TrustAnchor], now: datetime) -> tuple[str, X509Secret]:
+    """Make auth-id and secret of a certificate (management 6.5)."""
+    certificate = _parse_certificate(data, path)
+    secret = X509Secret(
+        id=new_id(),
         not_before=certificate.not_before.replace(microsecond=0),
         not_after=certificate.not_after.replace(microsecond=0),
     )
-    return auth_id, (secret,)
+    auth_id = certificate.subject.text
+    for anchor in trust_anchors:
+        if (
+            anchor.auth_id_template is not None
+            and anchor.is_valid_at(now)
+            and anchor.subject.equals(certificate.issuer)
+        ):
+            try:
+                auth_id = anchor.auth_id_template.fill(certificate.subject)
+            except BadRequest as error:
+                raise BadRequest(f"{path}: {error}", reason=error.reason) from None
+            break
+    if not auth_id:
+        raise BadRequest(f"{path}: the certificate has no subject")
+    return _check_length(auth_id, _X509, path), secret
 
 
-def _parse_secrets(members: Members, type_: str, rules: CredentialRules) -> tuple[SecretUpdate, ...]:
-    entries = members.elements("secrets")
-    if not entries:
-        raise BadRequest(f"{members.path('secrets')}: needs at least one secret")
-    if type_ == X509_CERT and len(entries) > 1:
-        raise BadRequest(f"{members.path('secrets')}: must be exactly one for {X509_CERT}")
-    parse = _PARSERS.get(type_, _parse_custom)
-    secrets = tuple(_parse_secret(entry, parse, rules) for entry in entries)
-    ids = [secret.id for secret in secrets if secret.id is not None]
-    if len(ids) != len(set(ids)):
-        raise BadRequest(f"{members.path('secrets')}: an id occurs twice")
-    return secrets
+def _parse_certificate(data: bytes, path: str) -> Certificate:
+    try:
+        return parse_certificate(data)
+    except BadRequest as error:
+        raise BadRequest(f"{path}: {error}") from None
 
 
-def _parse_secret(members: Members, parse: _Parser, rules: CredentialRules) -> SecretUpdate:
-    common = SecretUpdate(
-        id=members.string("id"),
-        enabled=members.boolean("enabled"),
-        not_before=members.timestamp("not-before"),
-        not_after=members.timestamp("not-after"),
-        comment=members.string("comment"),
-        path=members.path("id"),
-    )
-    if common.id == "":
-        raise BadRequest(f"{members.path('id')}: must not be empty")
-    secret = parse(members, common, rules)
+def _parse_secrets(members: Members, type_: str, rules: CredentialRules) -> list[SecretUpdate]:
+    elements = members.elements("secrets")
+    path = members.path("secrets")
+    if not elements:
+        raise BadRequest(f"{path}: must be given and have at least one element")
+    if type_ == _X509 and len(elements) > 1:
+        raise BadRequest(f"{path}: must have exactly one element")
+    ids: set[str] = set()
+    updates: list[SecretUpdate] = []
+    for element in elements:
+        given_id = element.string("id") or None
+        if given_id in ids:
+            raise BadRequest(f"{element.path('id')}: occurs twice")
+        if given_id is not None:
+            ids.add(given_id)
+        updates.append(_parse_secret(element, type_, given_id, rules))
+    return updates
+
+
+def _parse_secret(members: Members, type_: str, given_id: str | None, rules: CredentialRules) -> SecretUpdate:
+    common = _parse_common(members, given_id)
+    secret: Secret | PlainPasswordSecret | SecretReference | None
+    match type_:
+        case "hashed-password":
+            secret = _parse_password(members, common, rules)
+        case "psk":
+            secret = _parse_psk(members, common)
+        case "x509-cert":
+            secret = _with_common(X509Secret, common)
+        case "rpk":
+            secret = _parse_rpk(members, common)
+        case _:
+            rest = members.rest()
+            # Without a member a new one is complete (the type may need none), a named one is a reference.
+            secret = None if given_id is not None and not rest else _with_common(CustomSecret, common, members=rest)
     members.finish()
-    if secret.not_before is not None and secret.not_after is not None and secret.not_before > secret.not_after:
+    if secret is None:
+        if given_id is None:
+            raise BadRequest(f"{members.path(_NEEDED[type_])}: must be given, since there is no id of a stored secret")
+        secret = _with_common(SecretReference, common)
+    return SecretUpdate(secret=secret, has_given_id=given_id is not None)
+
+
+_NEEDED: Final = {_HASHED: "pwd-plain", _PSK: "key", _RPK: "key"}
+_STANDARD_TYPES: Final = frozenset((_HASHED, _PSK, _X509, _RPK))
+
+Made = TypeVar("Made", bound=_Common)
+
+
+def _with_common(kind: type[Made], common: _Common, **members: Any) -> Made:
+    """Make a secret of a kind out of what all have and what only this kind has."""
+    return kind(
+        id=common.id,
+        enabled=common.enabled,
+        not_before=common.not_before,
+        not_after=common.not_after,
+        comment=common.comment,
+        **members,
+    )
+
+
+def _parse_common(members: Members, given_id: str | None) -> _Common:
+    not_before = members.instant("not-before")
+    not_after = members.instant("not-after")
+    if not_before is not None and not_after is not None and not_before > not_after:
         raise BadRequest(f"{members.path('not-before')}: must not be later than not-after")
-    return secret
+    return _Common(
+        id=given_id or new_id(),
+        enabled=members.boolean("enabled"),
+        not_before=None if not_before is None else not_before.replace(microsecond=0),
+        not_after=None if not_after is None else not_after.replace(microsecond=0),
+        comment=members.string("comment"),
+    )
 
 
-def _parse_password(members: Members, common: SecretUpdate, rules: CredentialRules) -> SecretUpdate:
-    """Read one of the three forms of management 6.3."""
-    plain, function = members.string("pwd-plain"), members.string("hash-function")
-    pwd_hash, salt = members.string("pwd-hash"), members.string("salt")
+def _parse_password(
+    members: Members, common: _Common, rules: CredentialRules
+) -> PasswordSecret | PlainPasswordSecret | None:
+    """Read one of the three forms of management 6.3; `None` for a reference. An empty text counts as left out."""
+    plain = members.string("pwd-plain")
     if plain:
+        members.drop("hash-function", "pwd-hash", "salt")
         if len(plain.encode()) > MAX_PASSWORD_SIZE:
             raise BadRequest(f"{members.path('pwd-plain')}: must not have more than {MAX_PASSWORD_SIZE} bytes in UTF-8")
-        return replace(common, confidential=PlainPassword(plain))
-    if function and pwd_hash:
-        _check_hash(members, function, pwd_hash, rules)
-        return replace(common, confidential=PasswordHash(hash_function=function, pwd_hash=pwd_hash, salt=salt or None))
-    if function or pwd_hash:
-        missing, given = ("hash-function", "pwd-hash") if pwd_hash else ("pwd-hash", "hash-function")
-        raise BadRequest(f"{members.path(missing)}: is required with {given}")
-    _check_reference(members, common, "pwd-plain, or hash-function and pwd-hash")
-    return common
-
-
-def _check_reference(members: Members, common: SecretUpdate, needed: str) -> None:
-    if common.id is None:
-        raise BadRequest(f"{members.path('id')}: is required, or else {needed}")
-
-
-def _check_hash(members: Members, function: str, pwd_hash: str, rules: CredentialRules) -> None:
+        return _with_common(PlainPasswordSecret, common, password=PlainPassword(plain))
+    function, hashed = members.string("hash-function"), members.string("pwd-hash")
+    salt = members.string("salt")
+    if not function and not hashed:
+        return None
+    if not function or not hashed:
+        missing = members.path("pwd-hash" if function else "hash-function")
+        raise BadRequest(f"{missing}: must be given, pwd-hash and hash-function together")
     if rules.allowed_hash_functions and function not in rules.allowed_hash_functions:
-        allowed = ", ".join(sorted(rules.allowed_hash_functions))
-        raise BadRequest(f"{members.path('hash-function')}: must be one of {allowed}")
-    if function != "bcrypt":
-        return
-    matched = _BCRYPT.fullmatch(pwd_hash)
-    if matched is None:
-        raise BadRequest(f"{members.path('pwd-hash')}: must be a bcrypt hash with prefix $2a$")
-    if not BCRYPT_MIN_COST <= int(matched[1]) <= rules.bcrypt_max_cost:
         raise BadRequest(
-            f"{members.path('pwd-hash')}: bcrypt cost must be {BCRYPT_MIN_COST} to {rules.bcrypt_max_cost}"
+            f"{members.path('hash-function')}: must be one of {', '.join(sorted(rules.allowed_hash_functions))}"
         )
+    if function == _BCRYPT:
+        _check_bcrypt(hashed, rules, members.path("pwd-hash"))
+        # The hash contains it, and adapters get none (amqp-apis 11.4).
+        salt = None
+    return _with_common(PasswordSecret, common, hash_function=function, pwd_hash=hashed, salt=salt or None)
 
 
-def _parse_psk(members: Members, common: SecretUpdate, rules: CredentialRules) -> SecretUpdate:
+def _check_bcrypt(hashed: str, rules: CredentialRules, path: str) -> None:
+    matched = _BCRYPT_HASH.fullmatch(hashed)
+    if matched is None:
+        raise BadRequest(f"{path}: must be a bcrypt hash with prefix $2a$")
+    if not _BCRYPT_MIN_COST <= int(matched[1]) <= rules.bcrypt_max_cost:
+        raise BadRequest(f"{path}: must have a cost from {_BCRYPT_MIN_COST} to {rules.bcrypt_max_cost}")
+
+
+def _parse_psk(members: Members, common: _Common) -> PskSecret | None:
     key = members.base64("key")
-    if not key:
-        _check_reference(members, common, "a key of at least one byte")
-        return common
-    return replace(common, confidential=key)
+    return _with_common(PskSecret, common, key=key) if key else None
 
 
-def _parse_x509(members: Members, common: SecretUpdate, rules: CredentialRules) -> SecretUpdate:
-    return common
-
-
-def _parse_rpk(members: Members, common: SecretUpdate, rules: CredentialRules) -> SecretUpdate:
-    """Read a raw public key (management 6.6)."""
-    encoded = members.base64("cert")
-    if encoded is not None:
-        path = members.path("cert")
-        try:
-            certificate = parse_certificate(encoded)
-            if certificate.algorithm not in _RPK_ALGORITHMS:
-                raise BadRequest(f"its key must be of {' or '.join(_RPK_ALGORITHMS)}")
-        except BadRequest as error:
-            raise BadRequest(f"{path}: {error}") from None
+def _parse_rpk(members: Members, common: _Common) -> RpkSecret | None:
+    """Read a raw public key (management 6.6); `None` for a reference."""
+    data = members.base64("cert")
+    if data is not None:
         members.drop("key", "algorithm")
-        return replace(
-            common,
+        path = members.path("cert")
+        certificate = _parse_certificate(data, path)
+        if certificate.algorithm not in _RPK_ALGORITHMS:
+            raise BadRequest(f"{path}: must have an {' or '.join(_RPK_ALGORITHMS)} key")
+        return RpkSecret(
+            id=common.id,
+            enabled=common.enabled,
             not_before=certificate.not_before.replace(microsecond=0),
             not_after=certificate.not_after.replace(microsecond=0),
-            confidential=RawKey(key=certificate.public_key, algorithm=certificate.algorithm),
+            comment=common.comment,
+            key=certificate.public_key,
+            algorithm=certificate.algorithm,
         )
-    key, algorithm = members.base64("key"), members.string("algorithm") or "RSA"
-    if not key:
-        _check_reference(members, common, "a key or a cert")
-        return common
+    algorithm = members.string("algorithm") or _RPK_ALGORITHMS[0]
     if algorithm not in _RPK_ALGORITHMS:
-        raise BadRequest(f"{members.path('algorithm')}: must be {' or '.join(_RPK_ALGORITHMS)}")
+        raise BadRequest(f"{members.path('algorithm')}: must be one of {', '.join(_RPK_ALGORITHMS)}")
+    key = members.base64("key")
+    if not key:
+        return None
     check_public_key(key, algorithm, members.path("key"))
-    return replace(common, confidential=RawKey(key=key, algorithm=algorithm))
+    return _with_common(RpkSecret, common, key=key, algorithm=algorithm)
 
 
-def _parse_custom(members: Members, common: SecretUpdate, rules: CredentialRules) -> SecretUpdate:
-    further = members.rest()
-    # Without an id there is nothing to refer to: a secret without further members is complete.
-    return replace(common, confidential=further if further or common.id is None else None)
-
-
-_PARSERS: Final[dict[str, _Parser]] = {
-    HASHED_PASSWORD: _parse_password,
-    PSK: _parse_psk,
-    X509_CERT: _parse_x509,
-    RPK: _parse_rpk,
-}
-
-
-# Hashing happens outside
+# --- Hashing ---
 
 
 def plain_passwords(updates: Sequence[CredentialUpdate]) -> list[PlainPassword]:
-    """Return the passwords that wait to be hashed, each once."""
-    found = (secret.confidential for update in updates for secret in update.secrets)
-    return list(dict.fromkeys(one for one in found if isinstance(one, PlainPassword)))
+    """Return the passwords that have to be hashed before `merge`."""
+    return [
+        update.secret.password
+        for credential in updates
+        for update in credential.secrets
+        if isinstance(update.secret, PlainPasswordSecret)
+    ]
 
 
 def with_hashes(
     updates: Sequence[CredentialUpdate], hashes: Mapping[PlainPassword, str]
 ) -> tuple[CredentialUpdate, ...]:
-    """Put bcrypt hashes in the place of passwords."""
-
-    def hashed(secret: SecretUpdate) -> SecretUpdate:
-        if not isinstance(secret.confidential, PlainPassword):
-            return secret
-        return replace(secret, confidential=PasswordHash(hash_function="bcrypt", pwd_hash=hashes[secret.confidential]))
-
-    return tuple(replace(update, secrets=tuple(map(hashed, update.secrets))) for update in updates)
+    """Put bcrypt hashes in the place of all plain passwords."""
+    return tuple(
+        replace(credential, secrets=tuple(_with_hash(update, hashes) for update in credential.secrets))
+        for credential in updates
+    )
 
 
-# Merging
+def _with_hash(update: SecretUpdate, hashes: Mapping[PlainPassword, str]) -> SecretUpdate:
+    if not isinstance(update.secret, PlainPasswordSecret):
+        return update
+    hashed = hashes[update.secret.password]
+    secret = _with_common(PasswordSecret, update.secret, hash_function=_BCRYPT, pwd_hash=hashed)
+    return replace(update, secret=secret)
 
 
-class _Common(TypedDict):
-    id: str
-    enabled: bool | None
-    not_before: datetime | None
-    not_after: datetime | None
-    comment: str | None
+# --- Update ---
 
 
 def merge(existing: Sequence[Credential], updates: Sequence[CredentialUpdate]) -> tuple[Credential, ...]:
-    """Return the set that results from an update (management 6.9, steps 2 to 6).
+    """Combine an update with what is stored (management 6.9, steps 2 to 6).
 
-    Args:
-        existing: What is stored.
-        updates: What the request asks for, passwords hashed.
+    The result is what `updates` says; from `existing` come only the confidential data of secrets that are referred to
+    by id.
 
     Raises:
-        BadRequest: A secret refers to one that is not stored.
+        BadRequest: A secret id is not known.
     """
-    stored = {(one.type, one.auth_id): {secret.id: secret for secret in one.secrets} for one in existing}
+    stored = {(credential.type, credential.auth_id): credential for credential in existing}
     return tuple(
         Credential(
             type=update.type,
@@ -460,99 +512,83 @@ def merge(existing: Sequence[Credential], updates: Sequence[CredentialUpdate]) -
             enabled=update.enabled,
             comment=update.comment,
             ext=update.ext,
-            members=update.members,
-            secrets=tuple(
-                _merge_secret(secret, update.type, stored.get((update.type, update.auth_id)), bool(existing))
-                for secret in update.secrets
+            secrets=_merge_secrets(
+                None if not stored else stored.get((update.type, update.auth_id)),
+                update,
+                f"credentials[{index}]",
+                is_first=not stored,
             ),
+            members=update.members,
         )
-        for update in updates
+        for index, update in enumerate(updates)
     )
 
 
-def _merge_secret(secret: SecretUpdate, type_: str, stored: dict[str, Secret] | None, any_stored: bool) -> Secret:
-    """Make the secret that a secret of the request asks for.
-
-    Args:
-        secret: From the request.
-        type_: Of its credential.
-        stored: The stored secrets of the same credential; `None` if there is no such credential.
-        any_stored: Whether the device has any credential.
-    """
-    confidential = secret.confidential
-    if secret.id is not None:
-        # An id given to a new credential is kept, but not by a device that has none at all (steps 2 and 4).
-        if not any_stored or (stored is not None and secret.id not in stored):
-            raise BadRequest(f"{secret.path}: no secret with id {secret.id!r} is stored")
-        if confidential is None:
-            if stored is not None:
-                return _inherit(secret, stored[secret.id])
-            if type_ != X509_CERT:
-                raise BadRequest(f"{secret.path}: no secret with id {secret.id!r} is stored")
-    common = _Common(
-        id=secret.id or new_id(),
-        enabled=secret.enabled,
-        not_before=secret.not_before,
-        not_after=secret.not_after,
-        comment=secret.comment,
-    )
-    match confidential:
-        case PasswordHash():
-            return PasswordSecret(
-                **common,
-                hash_function=confidential.hash_function,
-                pwd_hash=confidential.pwd_hash,
-                salt=confidential.salt,
-            )
-        case RawKey():
-            return RpkSecret(**common, key=confidential.key, algorithm=confidential.algorithm)
-        case bytes():
-            return PskSecret(**common, key=confidential)
-        case dict():
-            return CustomSecret(**common, members=confidential)
-        case None:
-            return X509Secret(**common)
-        case PlainPassword():
-            raise AssertionError("passwords are hashed before they are merged")
-        case _:
-            assert_never(confidential)
+def _merge_secrets(
+    stored: Credential | None, update: CredentialUpdate, path: str, *, is_first: bool
+) -> tuple[Secret, ...]:
+    known = {} if stored is None else {secret.id: secret for secret in stored.secrets}
+    secrets: list[Secret] = []
+    for index, one in enumerate(update.secrets):
+        secret = one.secret
+        assert not isinstance(secret, PlainPasswordSecret), "passwords are hashed before they are merged"
+        # Step 2; and step 4: an id that is not found in what it must refer to. Without a counterpart, a secret that
+        # is complete may bring its id along.
+        must_be_known = is_first or stored is not None or isinstance(secret, SecretReference)
+        if one.has_given_id and must_be_known and secret.id not in known:
+            raise BadRequest(f"{path}.secrets[{index}].id: there is no such secret")
+        if isinstance(secret, SecretReference):
+            secrets.append(_referred(known[secret.id], secret))
+        else:
+            secrets.append(secret)
+    return tuple(secrets)
 
 
-def _inherit(secret: SecretUpdate, stored: Secret) -> Secret:
-    """Keep what is confidential; everything else comes from the request alone."""
+def _referred(stored: Secret, reference: SecretReference) -> Secret:
     return replace(
         stored,
-        enabled=secret.enabled,
-        not_before=secret.not_before,
-        not_after=secret.not_after,
-        comment=secret.comment,
+        enabled=reference.enabled,
+        not_before=reference.not_before,
+        not_after=reference.not_after,
+        comment=reference.comment,
     )
 
 
-# Writing
+# --- Writing and reading back ---
 
 
 def credential_document(credential: Credential, *, reveal_psk: bool) -> JsonObject:
-    """Return the read representation (management 6.10): never a hash, a pre-shared key only if it may be revealed."""
-    return _document(credential, lambda secret: _shown(secret, reveal_psk=reveal_psk))
+    """Write a credential as `GET` shows it (management 6.10).
+
+    Args:
+        credential: The credential.
+        reveal_psk: Whether the reader may see the keys of type psk.
+    """
+    return _document(credential, [_shown_members(secret, reveal_psk) for secret in credential.secrets])
 
 
 def stored_document(credential: Credential) -> JsonObject:
-    """Return all there is, confidential members included: what is stored."""
-    return _document(credential, _kept)
+    """Write a credential with everything that is confidential, as it is stored and as adapters get it."""
+    return _document(credential, [_all_members(secret) for secret in credential.secrets])
 
 
-def _document(credential: Credential, particular: Callable[[Secret], JsonObject]) -> JsonObject:
-    document: JsonObject = {"type": credential.type, "auth-id": credential.auth_id, "enabled": credential.enabled}
+def _document(credential: Credential, confidential: Sequence[JsonObject]) -> JsonObject:
+    document: JsonObject = {
+        "type": credential.type,
+        "auth-id": credential.auth_id,
+        "enabled": credential.enabled,
+    }
     if credential.comment is not None:
         document["comment"] = credential.comment
     if credential.ext:
         document["ext"] = credential.ext
-    document["secrets"] = [_secret_document(secret) | particular(secret) for secret in credential.secrets]
+    document["secrets"] = [
+        _common_members(secret) | members for secret, members in zip(credential.secrets, confidential, strict=True)
+    ]
     return document | credential.members
 
 
-def _secret_document(secret: Secret) -> JsonObject:
+def _common_members(secret: Secret) -> JsonObject:
     document: JsonObject = {"id": secret.id}
     if secret.enabled is not None:
         document["enabled"] = secret.enabled
@@ -565,13 +601,13 @@ def _secret_document(secret: Secret) -> JsonObject:
     return document
 
 
-def _shown(secret: Secret, *, reveal_psk: bool) -> JsonObject:
+def _shown_members(secret: Secret, reveal_psk: bool) -> JsonObject:
     if isinstance(secret, PasswordSecret) or (isinstance(secret, PskSecret) and not reveal_psk):
         return {}
-    return _kept(secret)
+    return _all_members(secret)
 
 
-def _kept(secret: Secret) -> JsonObject:
+def _all_members(secret: Secret) -> JsonObject:
     match secret:
         case PasswordSecret():
             document: JsonObject = {"hash-function": secret.hash_function, "pwd-hash": secret.pwd_hash}
@@ -584,46 +620,53 @@ def _kept(secret: Secret) -> JsonObject:
             return {"key": encode_base64(secret.key), "algorithm": secret.algorithm}
         case CustomSecret():
             return secret.members
-        case _:
+        case X509Secret():
             return {}
+        case _:
+            assert_never(secret)
 
 
 def stored_credential(document: JsonObject) -> Credential:
-    """Return the credential that `stored_document` described; it was checked when it was stored."""
-    members = Members(document)
-    type_ = members.required_string("type")
+    """Read a credential back from `stored_document`; checks nothing."""
+    members = cast(dict[str, Any], document)
+    own = {"type", "auth-id", "enabled", "comment", "ext", "secrets"}
     return Credential(
-        type=type_,
-        auth_id=members.required_string("auth-id"),
-        enabled=members.boolean("enabled") is not False,
-        comment=members.string("comment"),
-        ext=members.object("ext"),
-        secrets=tuple(_stored_secret(entry, type_) for entry in members.elements("secrets") or ()),
-        members=members.rest(),
+        type=members["type"],
+        auth_id=members["auth-id"],
+        enabled=members.get("enabled", True),
+        comment=members.get("comment"),
+        ext=members.get("ext", {}),
+        secrets=tuple(_stored_secret(members["type"], secret) for secret in members["secrets"]),
+        members={name: value for name, value in members.items() if name not in own},
     )
 
 
-def _stored_secret(members: Members, type_: str) -> Secret:
+def _stored_secret(type_: str, document: dict[str, Any]) -> Secret:
+    not_before, not_after = document.get("not-before"), document.get("not-after")
     common = _Common(
-        id=members.string("id") or new_id(),
-        enabled=members.boolean("enabled"),
-        not_before=members.timestamp("not-before"),
-        not_after=members.timestamp("not-after"),
-        comment=members.string("comment"),
+        id=document["id"],
+        enabled=document.get("enabled"),
+        not_before=None if not_before is None else parse_timestamp(not_before, "not-before"),
+        not_after=None if not_after is None else parse_timestamp(not_after, "not-after"),
+        comment=document.get("comment"),
     )
     match type_:
         case "hashed-password":
-            return PasswordSecret(
-                **common,
-                hash_function=members.required_string("hash-function"),
-                pwd_hash=members.required_string("pwd-hash"),
-                salt=members.string("salt"),
+            return _with_common(
+                PasswordSecret,
+                common,
+                hash_function=document["hash-function"],
+                pwd_hash=document["pwd-hash"],
+                salt=document.get("salt"),
             )
         case "psk":
-            return PskSecret(**common, key=members.base64("key") or b"")
+            return _with_common(PskSecret, common, key=decode_base64(document["key"], "key"))
         case "x509-cert":
-            return X509Secret(**common)
+            return _with_common(X509Secret, common)
         case "rpk":
-            return RpkSecret(**common, key=members.base64("key") or b"", algorithm=members.required_string("algorithm"))
+            key = decode_base64(document["key"], "key")
+            return _with_common(RpkSecret, common, key=key, algorithm=document["algorithm"])
         case _:
-            return CustomSecret(**common, members=members.rest())
+            own = {"id", "enabled", "not-before", "not-after", "comment"}
+            rest = {name: value for name, value in document.items() if name not in own}
+            return _with_common(CustomSecret, common, members=rest)

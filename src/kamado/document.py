@@ -370,10 +370,15 @@ class Members:
             raise BadRequest(f"{self.path(name)}: must be an array of objects")
         return [Members(one, f"{self.path(name)}[{index}]") for index, one in enumerate(value)]
 
+    def instant(self, name: str) -> datetime | None:
+        """Read an instant, fractions of the second included."""
+        value = self.value(name)
+        return None if value is None else parse_timestamp(value, self.path(name))
+
     def timestamp(self, name: str) -> datetime | None:
         """Read an instant, cut off to the whole second that will be written."""
-        value = self.value(name)
-        return None if value is None else parse_timestamp(value, self.path(name)).replace(microsecond=0)
+        instant = self.instant(name)
+        return None if instant is None else instant.replace(microsecond=0)
 
     def base64(self, name: str) -> bytes | None:
         """Read a binary value."""
