@@ -26,9 +26,8 @@ from kamado import __version__
 
 if TYPE_CHECKING:
     from kamado.amqp.client import ClientSettings, Reply
-    from kamado.app import Core
     from kamado.config import Config, Loaded
-    from kamado.lookup import Answer
+    from kamado.explain import Explainer, Explanation
     from kamado.passwords import PasswordHasher
     from kamado.store import Store
 
@@ -792,27 +791,26 @@ def _print_json(value: object) -> None:
 
 
 def _explain(
-    config: Path | None, assignments: list[str] | None, ask: Callable[["Core"], Awaitable["Answer"]], *, as_json: bool
+    config: Path | None,
+    assignments: list[str] | None,
+    question: Callable[["Explainer"], Awaitable["Explanation"]],
+    *,
+    as_json: bool,
 ) -> NoReturn:
-    """Make a look-up on the database itself, undo what it wrote, say what came of it."""
+    """Ask the database itself, undo what that wrote, say what came of it."""
     from kamado.app import build_core
-    from kamado.errors import RegistryError, Unavailable
-    from kamado.explain import DryRunStore, Explanation
+    from kamado.explain import DryRunStore, Explainer
 
     settings = _load(config, assignments).config
 
-    async def look_up(store: "Store") -> Explanation:
+    async def explain(store: "Store") -> "Explanation":
         core = build_core(settings, DryRunStore(store))
         try:
-            return Explanation.of_answer(await ask(core))
-        except Unavailable:
-            raise
-        except RegistryError as error:
-            return Explanation.of_error(error)
+            return await question(Explainer(core.lookup))
         finally:
             core.passwords.close()
 
-    explanation = _run(_with_store(settings, look_up, may_create=False))
+    explanation = _run(_with_store(settings, explain, may_create=False))
     if as_json:
         typer.echo(json.dumps(explanation.as_json(), ensure_ascii=False))
     else:
@@ -833,10 +831,8 @@ def explain_tenant(
     assignments: SetOption = None,
 ) -> None:
     """Why a tenant is not found."""
-    from kamado.auth import LOCAL_OPERATOR
-
     body = _tenant_criterion(tenant_id, subject_dn)
-    _explain(config, assignments, lambda core: core.lookup.get_tenant_by_body(LOCAL_OPERATOR, body), as_json=as_json)
+    _explain(config, assignments, lambda explainer: explainer.explain_tenant(body), as_json=as_json)
 
 
 @explain_app.command("assert")
@@ -852,12 +848,10 @@ def explain_assert(
     assignments: SetOption = None,
 ) -> None:
     """Why a device is not asserted."""
-    from kamado.auth import LOCAL_OPERATOR
-
     _explain(
         config,
         assignments,
-        lambda core: core.lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, gateway_id),
+        lambda explainer: explainer.explain_assert(tenant_id, device_id, gateway_id),
         as_json=as_json,
     )
 
@@ -876,12 +870,10 @@ def explain_credentials(
     assignments: SetOption = None,
 ) -> None:
     """Why credentials are not found, or a device is not provisioned."""
-    from kamado.auth import LOCAL_OPERATOR
-
     body = _credentials_criterion(type_, auth_id, certificate)
     _explain(
         config,
         assignments,
-        lambda core: core.lookup.get_credentials(LOCAL_OPERATOR, tenant_id, body),
+        lambda explainer: explainer.explain_credentials(tenant_id, body),
         as_json=as_json,
     )

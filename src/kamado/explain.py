@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
-from kamado.errors import Reason, RegistryError
-from kamado.lookup import Answer
+from kamado.auth import LOCAL_OPERATOR
+from kamado.document import decode
+from kamado.errors import Reason, RegistryError, Unavailable
+from kamado.lookup import Answer, LookupService
 from kamado.store import Lookups, Store, Transaction, Work
 
-__all__ = ["SENTENCES", "DryRunStore", "Explanation"]
+__all__ = ["SENTENCES", "DryRunStore", "Explainer", "Explanation"]
 
 T = TypeVar("T")
 
@@ -72,15 +74,6 @@ class Explanation:
     """What the error says beyond its reason."""
 
     @classmethod
-    def of_answer(cls, answer: Answer) -> "Explanation":
-        """Explain a success."""
-        if answer.status == 201:
-            text = "The device would be provisioned by this request. Nothing was stored now."
-        else:
-            text = "An adapter gets this answer. It may still refuse the device, for a wrong password for example."
-        return cls(status=answer.status, text=text)
-
-    @classmethod
     def of_error(cls, error: RegistryError) -> "Explanation":
         """Explain a refusal."""
         message = str(error)
@@ -95,6 +88,84 @@ class Explanation:
     def as_json(self) -> dict[str, object]:
         """For scripts."""
         return {"status": self.status, "reason": self.reason, "text": self.text, "message": self.message}
+
+
+class Explainer:
+    """Makes look-ups with every right, and says what came of them.
+
+    Args:
+        lookup: Built on a `DryRunStore`.
+    """
+
+    def __init__(self, lookup: LookupService) -> None:
+        self._lookup = lookup
+
+    async def explain_tenant(self, body: bytes) -> Explanation:
+        """Explain a request of the Tenant API (amqp-apis 9).
+
+        Raises:
+            Unavailable: The database cannot be read.
+        """
+        try:
+            answer = await self._lookup.get_tenant_by_body(LOCAL_OPERATOR, body)
+        except RegistryError as error:
+            return _refused(error)
+        tenant_id = str(_member(answer, "tenant-id"))
+        return await self._found(answer, tenant_id, f"This is tenant {tenant_id}.")
+
+    async def explain_assert(self, tenant_id: str, device_id: str, gateway_id: str | None) -> Explanation:
+        """Explain a request of the Device Registration API (amqp-apis 10).
+
+        Raises:
+            Unavailable: The database cannot be read.
+        """
+        try:
+            answer = await self._lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, gateway_id)
+        except RegistryError as error:
+            return _refused(error)
+        through = "" if gateway_id is None else f" through {gateway_id}"
+        return await self._found(answer, tenant_id, f"The device may send{through}.")
+
+    async def explain_credentials(self, tenant_id: str, body: bytes) -> Explanation:
+        """Explain a request of the Credentials API (amqp-apis 11).
+
+        Raises:
+            Unavailable: The database cannot be read, or written for a trial.
+        """
+        try:
+            answer = await self._lookup.get_credentials(LOCAL_OPERATOR, tenant_id, body)
+        except RegistryError as error:
+            return _refused(error)
+        device_id = str(_member(answer, "device-id"))
+        if answer.status == 201:
+            text = f"The device would be provisioned by this request, as {device_id}. Nothing was stored now."
+            return await self._found(answer, tenant_id, text)
+        text = f"These are credentials of device {device_id}; the adapter compares what the device presents."
+        try:
+            await self._lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, None)
+        except RegistryError as error:
+            refusal = _refused(error)
+            text += f" But the device is turned away afterwards, {refusal.reason}: {refusal.text}"
+        return await self._found(answer, tenant_id, text)
+
+    async def _found(self, answer: Answer, tenant_id: str, text: str) -> Explanation:
+        """An adapter looks at the tenant, too, whatever it asks for."""
+        tenant = await self._lookup.get_tenant(LOCAL_OPERATOR, tenant_id)
+        if _member(tenant, "enabled") is False:
+            reason = Reason.TENANT_DISABLED
+            text += f" But adapters turn away all its devices, {reason}: {SENTENCES[reason]}"
+        return Explanation(status=answer.status, text=text)
+
+
+def _refused(error: RegistryError) -> Explanation:
+    if isinstance(error, Unavailable):
+        raise error
+    return Explanation.of_error(error)
+
+
+def _member(answer: Answer, name: str) -> object:
+    document = decode(answer.payload)
+    return document.get(name) if isinstance(document, dict) else None
 
 
 class _Undo(RegistryError):

@@ -68,7 +68,9 @@ def test_settings_and_commands_named_in_the_documentation_exist(page: Path) -> N
     known = set(settings())
     sections = {key.rpartition(".")[0] for key in known}
     for name in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", text):
-        if name.split(".")[0] in {section.split(".")[0] for section in sections} and not name.endswith((".py", ".md")):
+        if name.split(".")[0] in {section.split(".")[0] for section in sections} and not name.endswith(
+            (".json", ".md", ".py")
+        ):
             assert name in known | sections, f"{page.name}: {name}"
     for words in re.findall(r"\bkamado ((?:identity|ask|explain) [a-z]+|[a-z-]+)", text):
         groups = {command.split()[1] for command in COMMANDS}
