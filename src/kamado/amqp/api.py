@@ -55,6 +55,7 @@ class Api:
     def __init__(self, lookup: LookupService, settings: ApiSettings, clock: Callable[[], datetime]) -> None:
         self.settings = settings
         self.clock = clock
+        self.batch = lookup.batch
         endpoints = (
             _Endpoint("tenant", "get", 2, "tenant/<reply-id>", _TenantApi(lookup).get),
             _Endpoint("registration", "assert", 3, "registration/<tenant>/<reply-id>", _RegistrationApi(lookup).ask),
@@ -185,7 +186,14 @@ class Caller:
         if self.is_draining:
             for request in requests:
                 link.release_delivery(request)
-            return
+        elif len(requests) == 1:
+            self._answer(link, target, requests)
+        else:
+            # A request that waits leaves `_answer` where it waits, so nothing waits inside of the batch.
+            with self._api.batch():
+                self._answer(link, target, requests)
+
+    def _answer(self, link: Link, target: _Target, requests: Sequence[Request]) -> None:
         replies = target.replies
         respond = self._respond if self._ends is None or self._api.clock() < self._ends else self._respond_to_expired
         finished = 0
