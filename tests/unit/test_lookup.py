@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from tests.integration.certificates import Authority
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 
-from kamado.document import Identifiers
+from kamado.credentials import stored_credential, stored_document
+from kamado.document import Identifiers, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, NotSupported, Reason, RegistryError
 from kamado.lookup import Answer, LookupService, LookupSettings, _json_equal
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
+from kamado.store import CredentialRow, TenantRow
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 HASH = {"hash-function": "sha-256", "pwd-hash": "t3njm9sDi5Kokp1zOn2YGsC7KYGk21S+CHGEkhvM5O4=", "salt": "ABEiM0RVZnc="}
@@ -693,26 +695,114 @@ def _with_floats(value: object) -> object:
     return float(value) + 0.0 if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+class Rows:
+    """`Lookups` that know one credential."""
+
+    def __init__(self, document: dict[str, object] | None = None) -> None:
+        self.row = None
+        if document is not None:
+            self.row = CredentialRow('d "1"', encode(stored_document(stored_credential(document))).decode())
+
+    async def find_tenant(self, tenant_id: str) -> None:
+        return None
+
+    async def find_tenants_by_anchor(self, canonical_key: str, subject_dn: str) -> list[TenantRow]:
+        return []
+
+    async def find_registration(self, tenant_id: str, device_id: str) -> None:
+        return None
+
+    async def find_group_members(self, tenant_id: str, groups: Sequence[str]) -> list[str]:
+        return []
+
+    async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
+        return self.row
+
+    def service(self) -> LookupService:
+        return LookupService(self, None, LookupSettings(), Clock(NOON))  # type: ignore[arg-type]  # never asked
+
+
+instants = st.sampled_from(
+    [
+        "2026-02-28T12:00:00Z",
+        "2026-03-01T11:59:59Z",
+        "2026-03-01T12:00:00Z",
+        "2026-03-01T12:00:01Z",
+        "9999-12-31T23:59:59Z",
+    ]
+)
+json_objects = st.dictionaries(st.text(max_size=3), json_values, min_size=1, max_size=3)
+
+
+@st.composite
+def stored_credentials(draw: st.DrawFn) -> dict[str, object]:
+    type_ = draw(st.sampled_from(["hashed-password", "psk", "x509-cert", "rpk", "my-own"]))
+    confidential_members: dict[str, dict[str, object]] = {
+        "hashed-password": dict(HASH),
+        "psk": {"key": "c2VjcmV0"},
+        "x509-cert": {},
+        "rpk": {"key": "c2VjcmV0", "algorithm": "EC"},
+        "my-own": {"token": draw(json_values)},
+    }
+    confidential = confidential_members[type_]
+    common = st.fixed_dictionaries(
+        {},
+        optional={
+            "enabled": st.booleans(),
+            "not-before": instants,
+            "not-after": instants,
+            "comment": st.text(max_size=5),
+        },
+    )
+    secrets = [
+        {"id": f"s{number}"} | confidential | secret
+        for number, secret in enumerate(draw(st.lists(common, min_size=1, max_size=3)))
+    ]
+    optional: dict[str, st.SearchStrategy[object]] = {"comment": st.text(max_size=5), "ext": json_objects}
+    if type_ == "my-own":
+        optional["issuer"] = json_values
+    members = draw(st.fixed_dictionaries({"enabled": st.booleans()}, optional=optional))
+    return {"type": type_, "auth-id": draw(st.text(min_size=1, max_size=5))} | members | {"secrets": secrets}
+
+
+@settings(max_examples=300)
+@given(stored_credentials())
+def test_any_stored_credential(document: dict[str, Any]) -> None:
+    """amqp-apis 11.2 step 6 and 11.4, by another way: the whole document in Python's own values."""
+
+    def is_usable(secret: dict[str, Any]) -> bool:
+        return (
+            secret.get("enabled") is not False
+            and ("not-before" not in secret or datetime.fromisoformat(secret["not-before"]) <= NOON)
+            and ("not-after" not in secret or datetime.fromisoformat(secret["not-after"]) >= NOON)
+        )
+
+    usable = [secret for secret in document["secrets"] if is_usable(secret)]
+    body = json.dumps({"type": document["type"], "auth-id": document["auth-id"]}).encode()
+    asked = Rows(document).service().get_credentials(ADAPTER, "acme", body)
+    if not document["enabled"] or not usable:
+        with pytest.raises(NotFound) as refusal:
+            asyncio.run(asked)
+        assert refusal.value.reason in {
+            Reason.CREDENTIAL_DISABLED,
+            Reason.SECRETS_DISABLED,
+            Reason.SECRETS_EXPIRED,
+            Reason.SECRETS_NOT_YET_VALID,
+        }
+        return
+    answered = payload(asyncio.run(asked))
+    if document["type"] == "x509-cert":
+        # Its id stays in the registry, and `enabled` may be left out where it is true.
+        for secret in (*usable, *answered["secrets"]):
+            secret.pop("id", None)
+            secret.pop("enabled", None)
+    assert answered == document | {"device-id": 'd "1"', "secrets": usable}
+
+
 @settings(max_examples=200)
 @given(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_answered_or_refused(body: bytes) -> None:
-    class NoRows:
-        async def find_tenant(self, tenant_id: str) -> None:
-            return None
-
-        async def find_tenants_by_anchor(self, canonical_key: str, subject_dn: str) -> list[Any]:
-            return []
-
-        async def find_registration(self, tenant_id: str, device_id: str) -> None:
-            return None
-
-        async def find_group_members(self, tenant_id: str, groups: Any) -> list[str]:
-            return []
-
-        async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> None:
-            return None
-
-    service = LookupService(NoRows(), None, LookupSettings(), Clock())  # type: ignore[arg-type]  # never asked
+    service = Rows().service()
     for work in (service.get_tenant_by_body(ADAPTER, body), service.get_credentials(ADAPTER, "acme", body)):
         with pytest.raises(RegistryError) as refusal:
             asyncio.run(work)
