@@ -269,7 +269,7 @@ class Adapter:
 
     def attach_sender(
         self, address: str | None, *, settle_mode: int = Link.SND_UNSETTLED, await_credit: bool = True
-    ) -> Sender:
+    ) -> Any:
         """Attach a request link.
 
         Raises:
@@ -289,7 +289,7 @@ class Adapter:
             self.wait(lambda: link.credit > 0, "credit")
         return link
 
-    def attach_receiver(self, address: str | None, *, credit: int = 200, dynamic: bool = False) -> Receiver:
+    def attach_receiver(self, address: str | None, *, credit: int = 200, dynamic: bool = False) -> Any:
         """Attach a reply link and give credit.
 
         Raises:
@@ -331,7 +331,7 @@ class Adapter:
             link.detach()
         self.wait(lambda: bool(link.state & Endpoint.REMOTE_CLOSED), "detach")
 
-    def links(self, address: str) -> tuple[Sender, Receiver]:
+    def links(self, address: str) -> tuple[Any, Any]:
         """The two links of an API and a tenant; attached at the first call, the receiver first (amqp-apis 4.1)."""
         if address not in self._links:
             receiver = self.attach_receiver(f"{address}/{uuid.uuid4()}")
@@ -364,7 +364,7 @@ class Adapter:
             message.content_type = "application/json"
         return message
 
-    def send(self, link: Sender, message: Any, *, settled: bool = False) -> Delivery:
+    def send(self, link: Sender, message: Any, *, settled: bool = False) -> Any:
         """Send a message, or ready-made bytes, on a request link; does not wait for its disposition."""
         self._tags += 1
         delivery = link.delivery(f"{self._tags}")

@@ -1,0 +1,158 @@
+"""Device Registration API: amqp-apis 14, rows R, and section 10."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from proton import int32, symbol
+from tests.integration.acme import Acme, acme_fixture
+from tests.integration.adapter import Adapter, Reply
+
+
+@pytest.fixture(scope="module")
+def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(tmp_path_factory.mktemp("registrations"))
+
+
+@pytest.fixture(scope="module")
+def adapter(acme: Acme) -> Iterator[Adapter]:
+    with acme.adapter() as adapter:
+        yield adapter
+
+
+def ask(adapter: Adapter, device_id: object = None, gateway_id: object = None, tenant_id: str = "acme") -> Reply:
+    given = {"device_id": device_id, "gateway_id": gateway_id}
+    properties: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return adapter.request(f"registration/{tenant_id}", "assert", properties=properties)
+
+
+@pytest.mark.parametrize(
+    ("device_id", "gateway_id", "payload"),
+    [
+        pytest.param("d1", None, {"device-id": "d1"}, id="R1"),
+        pytest.param("d2", None, {"device-id": "d2", "via": ["gw1"]}, id="R2"),
+        pytest.param("d3", None, {"device-id": "d3", "via": ["gw2", "gw4"]}, id="R3"),
+        pytest.param("d2", "gw1", {"device-id": "d2", "via": ["gw1"]}, id="R4"),
+        pytest.param("d3", "gw2", {"device-id": "d3", "via": ["gw2", "gw4"]}, id="R6"),
+        pytest.param("d1", int32(5), {"device-id": "d1"}, id="6-gateway-of-another-type"),
+    ],
+)
+def test_asserted(adapter: Adapter, device_id: str, gateway_id: object, payload: object) -> None:
+    reply = ask(adapter, device_id, gateway_id)
+    assert reply.status == 200
+    assert reply.json() == payload
+    assert reply.cache_control == "max-age = 300"
+    assert (reply.tenant_id, reply.device_id) == ("acme", device_id)
+
+
+@pytest.mark.parametrize(
+    ("device_id", "gateway_id", "status"),
+    [
+        pytest.param("d2", "gw2", 403, id="R5"),
+        pytest.param("d1", "gw1", 403, id="R7"),
+        pytest.param("d4", None, 404, id="R8"),
+        pytest.param("d4", "gw1", 404, id="R9"),
+        pytest.param("d5", "gw3", 403, id="R10"),
+        pytest.param("d2", "nope", 403, id="R11"),
+        pytest.param("nope", None, 404, id="R12"),
+        pytest.param("nope", "gw1", 404, id="R13"),
+        pytest.param("gw1", "gw1", 403, id="10.2-gateway-via-itself"),
+        pytest.param("d4", "nope", 404, id="10.2-device-before-gateway"),
+        pytest.param("D1", None, 404, id="3-case"),
+    ],
+)
+def test_refused(adapter: Adapter, device_id: str, gateway_id: str | None, status: int) -> None:
+    reply = ask(adapter, device_id, gateway_id)
+    assert reply.status == status
+    assert reply.body is None
+    assert reply.cache_control is None
+    assert (reply.tenant_id, reply.device_id) == ("acme", device_id)
+
+
+def test_r16_unknown_tenant(adapter: Adapter) -> None:
+    reply = ask(adapter, "d1", tenant_id="nope")
+    assert reply.status == 404
+    assert reply.body is None
+
+
+def test_alias_is_no_tenant_here(adapter: Adapter) -> None:
+    """Sections 3 and 9.3: an alias is for the Tenant API."""
+    assert ask(adapter, "d1", tenant_id="plant7").status == 404
+
+
+def test_disabled_tenant_is_not_a_reason(adapter: Adapter) -> None:
+    """Section 10.2, step 2."""
+    assert ask(adapter, "d1", tenant_id="off").status == 200
+
+
+@pytest.mark.parametrize(
+    "device_id",
+    [
+        pytest.param(None, id="R17"),
+        pytest.param(int32(5), id="R18"),
+        pytest.param(symbol("d1"), id="R18-symbol"),
+        pytest.param(b"d1", id="R18-binary"),
+    ],
+)
+def test_r17_r18_device_id_missing(adapter: Adapter, device_id: object) -> None:
+    reply = ask(adapter, device_id)
+    assert reply.status == 400
+    assert reply.cache_control is None
+
+
+@pytest.mark.parametrize("subject", ["register", "get", "Assert"])
+def test_r19_unknown_subject(adapter: Adapter, subject: str) -> None:
+    reply = adapter.request("registration/acme", subject, properties={"device_id": "d1"})
+    assert reply.status == 400
+
+
+def test_r20_no_right_to_execute(acme: Acme) -> None:
+    with acme.adapter("links-only") as adapter:
+        reply = ask(adapter, "d1")
+        assert reply.status == 403
+        assert reply.body is None
+        # Unknown devices look the same.
+        assert ask(adapter, "nope").status == 403
+
+
+def test_payload(acme: Acme, adapter: Adapter) -> None:
+    """Section 10.3: what is in it, what never is."""
+    tenant_id = acme.registry.create_tenant(document={"defaults": {"ttl": 1}})
+    acme.registry.create_device(tenant_id, "gw-a", {"memberOf": ["g1", "g2"]})
+    acme.registry.create_device(tenant_id, "gw-b", {"memberOf": ["g2"]})
+    acme.registry.create_device(
+        tenant_id,
+        "d",
+        {
+            "via": ["gw-z", "gw-a"],
+            "viaGroups": ["g2", "g1"],
+            "memberOf": ["g3"],
+            "defaults": {"content-type": "text/plain"},
+            "ext": {"secret": "of the operator"},
+            "downstream-message-mapper": "down",
+            "upstream-message-mapper": "up",
+            "command-endpoint": {"uri": "http://127.0.0.1/", "headers": {"a": "b"}, "payload-properties": {"c": "d"}},
+        },
+    )
+    assert ask(adapter, "d", tenant_id=tenant_id).json() == {
+        "device-id": "d",
+        "via": ["gw-z", "gw-a", "gw-b"],
+        "defaults": {"content-type": "text/plain"},
+        "downstream-message-mapper": "down",
+        "upstream-message-mapper": "up",
+        "command-endpoint": {"uri": "http://127.0.0.1/", "headers": {"a": "b"}, "payload-properties": {"c": "d"}},
+    }
+
+
+def test_changes_are_seen_at_once(acme: Acme, adapter: Adapter) -> None:
+    """Section 8: a device that was unknown and has been created is visible at once; so is any other change."""
+    tenant_id = acme.registry.create_tenant()
+    assert ask(adapter, "d", tenant_id=tenant_id).status == 404
+    acme.registry.create_device(tenant_id, "d", {})
+    assert ask(adapter, "d", tenant_id=tenant_id).status == 200
+    assert acme.registry.request("PUT", f"/v1/devices/{tenant_id}/d", {"enabled": False}).status == 204
+    assert ask(adapter, "d", tenant_id=tenant_id).status == 404
+    assert acme.registry.request("PUT", f"/v1/devices/{tenant_id}/d", {}).status == 204
+    assert ask(adapter, "d", tenant_id=tenant_id).status == 200
+    assert acme.registry.request("DELETE", f"/v1/devices/{tenant_id}/d").status == 204
+    assert ask(adapter, "d", tenant_id=tenant_id).status == 404
