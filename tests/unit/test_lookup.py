@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -669,7 +670,11 @@ def test_a_look_up_never_suspends_on_sqlite(acme: Acme) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=2), children, max_size=3),
     max_leaves=8,
 )
@@ -702,6 +707,9 @@ class Rows:
         self.row = None
         if document is not None:
             self.row = CredentialRow('d "1"', encode(stored_document(stored_credential(document))).decode())
+
+    def batch(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def find_tenant(self, tenant_id: str) -> None:
         return None
