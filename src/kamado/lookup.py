@@ -288,7 +288,7 @@ class LookupService:
             return Answer(200, self._payload(row, type_, request), self._get_directive(type_), tenant_id)
         certificate = request.get("client-certificate")
         if type_ != _X509 or certificate is None:
-            raise await self._without_credential(tenant_id, type_, certificate)
+            raise await self._without_credential(tenant_id, type_, auth_id, certificate)
         provisioned = await self._provisioning.provision(principal, tenant_id, auth_id, certificate)
         if provisioned.credential is not None:
             row = CredentialRow(provisioned.device_id, encode(stored_document(provisioned.credential)).decode())
@@ -363,11 +363,13 @@ class LookupService:
             reason = Reason.SECRETS_NOT_YET_VALID
         raise NotFound(_NO_CREDENTIALS, reason=reason)
 
-    async def _without_credential(self, tenant_id: str, type_: str, certificate: object) -> NotFound:
+    async def _without_credential(self, tenant_id: str, type_: str, auth_id: str, certificate: object) -> NotFound:
         if not await self._has_tenant(tenant_id):
             reason = Reason.TENANT_UNKNOWN
         elif type_ == _X509:
-            reason = Reason.NO_CERTIFICATE
+            usual = _usual_spelling(auth_id)
+            is_known = usual != auth_id and await self._find_credential(tenant_id, type_, usual) is not None
+            reason = Reason.SUBJECT_SPELLED_OTHERWISE if is_known else Reason.NO_CERTIFICATE
         else:
             reason = Reason.CREDENTIAL_UNKNOWN if certificate is None else Reason.TYPE_NOT_PROVISIONED
         return NotFound(_NO_CREDENTIALS, reason=reason)
@@ -448,6 +450,14 @@ def _read_name(subject_dn: str) -> tuple[str, str]:
     except BadRequest as error:
         raise BadRequest(f"subject-dn: {error}", reason=Reason.MALFORMED_REQUEST) from None
     return name.canonical_key, name.text
+
+
+def _usual_spelling(auth_id: str) -> str:
+    """Return an auth-id in the form of RFC 2253 if it is a name at all."""
+    try:
+        return DistinguishedName.from_text(auth_id).text
+    except BadRequest:
+        return auth_id
 
 
 # Adapters ask for the same few CAs again and again, and reading a name costs more than the rest of the look-up.

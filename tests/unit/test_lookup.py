@@ -396,7 +396,14 @@ class TestCredentials:
         ("body", "error", "reason"),
         [
             pytest.param(
-                {"type": "x509-cert", "auth-id": "CN=dev 1, O=Acme"}, NotFound, Reason.NO_CERTIFICATE, id="C4"
+                {"type": "x509-cert", "auth-id": "CN=dev 1, O=Acme"},
+                NotFound,
+                Reason.SUBJECT_SPELLED_OTHERWISE,
+                id="C4",
+            ),
+            pytest.param({"type": "x509-cert", "auth-id": "nope"}, NotFound, Reason.NO_CERTIFICATE, id="not-a-name"),
+            pytest.param(
+                {"type": "x509-cert", "auth-id": "CN=nope, O=x"}, NotFound, Reason.NO_CERTIFICATE, id="another-name"
             ),
             pytest.param({"type": "psk", "auth-id": "sensor1"}, NotFound, Reason.CREDENTIAL_UNKNOWN, id="C5"),
             pytest.param(
