@@ -608,6 +608,23 @@ class TestProvisioning:
         assert payload(found) == document
         assert payload(acme.assertion(device_id)) == {"device-id": device_id}
 
+    def test_many_at_once(self, acme: Acme) -> None:
+        """Provisioning 3.7: the losers read again, and get what any look-up would."""
+        auth_id = "CN=p,O=Acme"
+        certificate = self.certificate(auth_id)
+        body = to_bytes({"type": "x509-cert", "auth-id": auth_id, "client-certificate": certificate})
+
+        async def all_at_once() -> list[Answer]:
+            asked = [acme.service.get_credentials(ADAPTER, "acme", body) for _ in range(20)]
+            return await asyncio.gather(*asked)
+
+        answers = acme.sample.run(all_at_once())
+        assert sorted((answer.status, answer.cache_control) for answer in answers) == [
+            *[(200, "max-age = 180")] * 19,
+            (201, "no-cache"),
+        ]
+        assert len({answer.payload for answer in answers}) == 1
+
     def test_refused(self, acme: Acme) -> None:
         """C23, C24, C25, C26."""
         stranger = Authority.create("CN=Stranger,O=Acme")
