@@ -45,11 +45,13 @@ __all__ = [
     "X509Secret",
     "credential_document",
     "merge",
+    "parse_credential",
     "parse_credentials",
     "plain_passwords",
     "stored_credential",
     "stored_document",
     "with_hashes",
+    "without_references",
 ]
 
 _HASHED: Final = "hashed-password"
@@ -219,18 +221,24 @@ def parse_credentials(
         raise BadRequest("must be a JSON array of credentials")
     updates: dict[tuple[str, str], CredentialUpdate] = {}
     for index, element in enumerate(document):
-        members = Members(element, f"credentials[{index}]")
-        update = _parse_credential(members, rules, trust_anchors, now)
+        path = f"credentials[{index}]"
+        update = parse_credential(element, path, rules=rules, trust_anchors=trust_anchors, now=now)
         key = (update.type, update.auth_id)
         if key in updates:
-            raise BadRequest(f"{members.path('auth-id')}: the same type and auth-id occur twice")
+            raise BadRequest(f"{path}.auth-id: the same type and auth-id occur twice")
         updates[key] = update
     return tuple(updates.values())
 
 
-def _parse_credential(
-    members: Members, rules: CredentialRules, trust_anchors: Sequence[TrustAnchor], now: datetime
+def parse_credential(
+    document: object, path: str, *, rules: CredentialRules, trust_anchors: Sequence[TrustAnchor], now: datetime
 ) -> CredentialUpdate:
+    """Read one credentials object of an update; see `parse_credentials`.
+
+    Raises:
+        BadRequest: A member, whose name is given below `path`, is unknown, missing or against its rule.
+    """
+    members = Members(document, path)
     members.drop("device-id")
     type_ = members.required_string("type")
     enabled = members.boolean("enabled")
@@ -506,21 +514,35 @@ def merge(existing: Sequence[Credential], updates: Sequence[CredentialUpdate]) -
     """
     stored = {(credential.type, credential.auth_id): credential for credential in existing}
     return tuple(
-        Credential(
-            type=update.type,
-            auth_id=update.auth_id,
-            enabled=update.enabled,
-            comment=update.comment,
-            ext=update.ext,
-            secrets=_merge_secrets(
-                None if not stored else stored.get((update.type, update.auth_id)),
-                update,
-                f"credentials[{index}]",
-                is_first=not stored,
+        _credential(
+            update,
+            _merge_secrets(
+                stored.get((update.type, update.auth_id)), update, f"credentials[{index}].", is_first=not stored
             ),
-            members=update.members,
         )
         for index, update in enumerate(updates)
+    )
+
+
+def without_references(update: CredentialUpdate) -> Credential:
+    """Turn an update into a credential as it stands; ids of secrets are kept (files of another registry bring them).
+
+    Raises:
+        BadRequest: A secret has no confidential data of its own.
+    """
+    secrets = _merge_secrets(None, update, "", is_first=False)
+    return _credential(update, secrets)
+
+
+def _credential(update: CredentialUpdate, secrets: tuple[Secret, ...]) -> Credential:
+    return Credential(
+        type=update.type,
+        auth_id=update.auth_id,
+        enabled=update.enabled,
+        comment=update.comment,
+        ext=update.ext,
+        secrets=secrets,
+        members=update.members,
     )
 
 
@@ -536,7 +558,7 @@ def _merge_secrets(
         # is complete may bring its id along.
         must_be_known = is_first or stored is not None or isinstance(secret, SecretReference)
         if one.has_given_id and must_be_known and secret.id not in known:
-            raise BadRequest(f"{path}.secrets[{index}].id: there is no such secret")
+            raise BadRequest(f"{path}secrets[{index}].id: there is no such secret")
         if isinstance(secret, SecretReference):
             secrets.append(_referred(known[secret.id], secret))
         else:
