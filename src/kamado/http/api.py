@@ -1,0 +1,477 @@
+"""The routes of the management API: HTTP requests <-> calls of `Management`.
+
+One ASGI application without a framework: six path patterns, split at `/` before they are percent-decoded (management
+3.1). Everything that goes wrong leaves by one handler, in one JSON form (3.8). Knows no rule about tenants, devices or
+credentials, and nothing of sockets.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote, unquote_to_bytes
+
+from kamado.auth import Principal
+from kamado.document import JsonObject, decode, encode
+from kamado.errors import BadRequest, Forbidden, NotFound, RegistryError, TooLarge, Unauthorized, Unavailable
+from kamado.management import Expected, Management
+
+__all__ = ["CONTENT_TYPE", "Access", "Api", "ApiSettings", "Headers", "Receive", "Send", "encode_error", "respond"]
+
+_log = logging.getLogger(__name__)
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+Access = Callable[[str | None], Awaitable[Principal]]
+"""Who calls, from the `Authorization` header; raises `Unauthorized`, or `BadRequest` for one that cannot be read."""
+
+CONTENT_TYPE: Final = b"application/json; charset=utf-8"
+_CONTENT_TYPE: Final = (b"content-type", CONTENT_TYPE)
+_MEDIA_TYPE: Final = b"application/json"
+_BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNESCAPED_IN_LOCATION: Final = "!$&'()*+,;=:@"
+"""What RFC 3986 allows in a path segment beside the characters that `quote` never escapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """What the configuration says about HTTP."""
+
+    max_body_size: int = 64 * 1024
+    """Bytes; a longer body is answered with 413 (management 3.5)."""
+    cors_allowed_origins: frozenset[str] = frozenset()
+    """Web origins, or `*`; pages of other origins are refused (management 3.10)."""
+    realm: str = "Hono"
+    timeout: float = 30.0
+    """Seconds for everything that a request may have to wait for."""
+
+
+class MethodNotAllowed(RegistryError):
+    """The path is there, but not with this method."""
+
+    status = 405
+
+    def __init__(self, message: str, methods: Iterable[str]) -> None:
+        super().__init__(message)
+        self.methods = tuple(methods)
+
+
+# Routes
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, taken apart as far as routing and headers go."""
+
+    method: str
+    path: str
+    """Raw."""
+    receive: Receive
+    content_type: bytes | None = None
+    content_length: bytes | None = None
+    is_chunked: bool = False
+    if_match: str | None = None
+    origin: str | None = None
+    host: str | None = None
+    authorization: str | None = None
+    asked_method: bytes | None = None
+    """Of a preflight."""
+    expects_continue: bool = False
+    is_read: bool = False
+    """The body has come to its end."""
+    cors: Headers = ()
+    principal: Principal | None = field(default=None)
+
+    @property
+    def has_unread_body(self) -> bool:
+        """Whether bytes of the body may still be on their way."""
+        return not self.is_read and (self.is_chunked or self.content_length not in {None, b"0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful response."""
+
+    status: int
+    body: bytes = b""
+    headers: Headers = ()
+
+
+Handler = Callable[[Request, Principal, tuple[str, ...]], Awaitable[Answer]]
+
+
+class Api:
+    """The management API as an ASGI application.
+
+    Args:
+        management: The use cases.
+        settings: See there.
+        access: Who calls.
+    """
+
+    def __init__(self, management: Management, settings: ApiSettings, access: Access) -> None:
+        self._management = management
+        self._settings = settings
+        self._access = access
+        self._tenants: dict[str, Handler] = {"POST": self._create_tenant}
+        self._tenant: dict[str, Handler] = {
+            "GET": self._get_tenant,
+            "POST": self._create_tenant,
+            "PUT": self._update_tenant,
+            "DELETE": self._delete_tenant,
+        }
+        self._devices: dict[str, Handler] = {"POST": self._create_device}
+        self._device: dict[str, Handler] = {
+            "GET": self._get_device,
+            "POST": self._create_device,
+            "PUT": self._update_device,
+            "DELETE": self._delete_device,
+        }
+        self._credentials: dict[str, Handler] = {"GET": self._get_credentials, "PUT": self._set_credentials}
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = time.perf_counter()
+        request = _take_apart(scope, receive)
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                answer = await self._answer(request, scope["scheme"])
+        except TimeoutError:
+            answer = self._fail(
+                request, Unavailable("the registry was too slow; what was asked may have been done, or not")
+            )
+        except asyncio.CancelledError:
+            # Only the end of the server does this, when the peer has been cut off already and nobody reads an answer;
+            # the task ends here.
+            return
+        except Exception as error:
+            answer = self._fail(request, error)
+        await self._respond(request, answer, send)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug(
+                "request",
+                extra={
+                    "principal": request.principal.name if request.principal else None,
+                    "method": request.method,
+                    "path": request.path,
+                    "status": answer.status,
+                    "duration": round(time.perf_counter() - started, 6),
+                },
+            )
+
+    async def _answer(self, request: Request, scheme: str) -> Answer:
+        """Answer a request, or raise what is wrong with it, in the order of management 3.15."""
+        if request.origin is not None:
+            self._check_origin(request, request.origin, scheme)
+        is_preflight = request.method == "OPTIONS" and request.origin is not None and request.asked_method is not None
+        if not is_preflight:
+            request.principal = await self._access(request.authorization)
+        handlers, ids = self._route(request)
+        if is_preflight:
+            return Answer(204, headers=_preflight_headers(handlers))
+        handler = handlers.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            raise _method_not_allowed(request.method, handlers, handlers is self._tenants or handlers is self._devices)
+        assert request.principal is not None
+        return await handler(request, request.principal, ids)
+
+    # Paths (management 3.1)
+
+    def _route(self, request: Request) -> tuple[dict[str, Handler], tuple[str, ...]]:
+        """Find the handlers of a path, by method, and the ids in it.
+
+        Raises:
+            NotFound: There is no such path.
+            BadRequest: An id is not percent-encoded UTF-8.
+        """
+        segments = request.path.split("/")
+        has_slash = len(segments) > 3 and not segments[-1]
+        if has_slash:
+            del segments[-1]
+        if len(segments) < 3 or segments[0] or "" in segments[1:] or _name(segments[1]) != "v1":
+            raise NotFound("there is no such path")
+        name, raw_ids = _name(segments[2]), segments[3:]
+        handlers: dict[str, Handler] | None = None
+        if name == "tenants":
+            handlers = (self._tenants, self._tenant)[len(raw_ids)] if len(raw_ids) < 2 else None
+        elif name == "devices":
+            handlers = {1: self._devices, 2: self._device}.get(len(raw_ids))
+        elif name == "credentials" and len(raw_ids) == 2:
+            handlers = self._credentials
+        if handlers is None:
+            raise NotFound("there is no such path")
+        if handlers is self._devices and has_slash and request.method in {"POST", "DELETE"}:
+            # The id was forgotten, most likely: a variable of a script that is empty (D30).
+            raise NotFound("the device-id is missing; without the slash at the end, the path is that of all devices")
+        return handlers, tuple(_decode(segment) if "%" in segment else segment for segment in raw_ids)
+
+    # Tenants
+
+    async def _create_tenant(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        document = await self._read_optional(request)
+        created = await self._management.create_tenant(principal, ids[0] if ids else None, document)
+        return _created(created.value, created.version, "/v1/tenants/" + _escape(created.value))
+
+    async def _get_tenant(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        tenant = await self._management.get_tenant(principal, ids[0])
+        return Answer(200, encode(tenant.value), (_etag(tenant.version),))
+
+    async def _update_tenant(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        document = await self._read_required(request)
+        version = await self._management.update_tenant(principal, ids[0], document, Expected.parse(request.if_match))
+        return Answer(204, headers=(_etag(version),))
+
+    async def _delete_tenant(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        await self._management.delete_tenant(principal, ids[0], Expected.parse(request.if_match))
+        return Answer(204)
+
+    # Devices
+
+    async def _create_device(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        document = await self._read_optional(request)
+        tenant_id, device_id = ids if len(ids) == 2 else (ids[0], None)
+        created = await self._management.create_device(principal, tenant_id, device_id, document)
+        location = f"/v1/devices/{_escape(tenant_id)}/{_escape(created.value)}"
+        return _created(created.value, created.version, location)
+
+    async def _get_device(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        device = await self._management.get_device(principal, ids[0], ids[1])
+        return Answer(200, encode(device.value), (_etag(device.version),))
+
+    async def _update_device(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        document = await self._read_required(request)
+        version = await self._management.update_device(
+            principal, ids[0], ids[1], document, Expected.parse(request.if_match)
+        )
+        return Answer(204, headers=(_etag(version),))
+
+    async def _delete_device(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        await self._management.delete_device(principal, ids[0], ids[1], Expected.parse(request.if_match))
+        return Answer(204)
+
+    # Credentials
+
+    async def _get_credentials(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        credentials = await self._management.get_credentials(principal, ids[0], ids[1])
+        return Answer(200, encode(credentials.value), (_etag(credentials.version),))
+
+    async def _set_credentials(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        document = await self._read_required(request)
+        version = await self._management.set_credentials(
+            principal, ids[0], ids[1], document, Expected.parse(request.if_match)
+        )
+        return Answer(204, headers=(_etag(version),))
+
+    # Bodies (management 3.4, 3.5)
+
+    async def _read_optional(self, request: Request) -> object | None:
+        """Read the body of a request that needs none; `None` if it has none."""
+        body = await self._read(request)
+        return _parse(request, body) if body else None
+
+    async def _read_required(self, request: Request) -> object:
+        body = await self._read(request)
+        if not body:
+            raise BadRequest("the request needs a body")
+        return _parse(request, body)
+
+    async def _read(self, request: Request) -> bytes:
+        """Read the body.
+
+        Raises:
+            TooLarge: It is longer than allowed; the rest is not read.
+            BadRequest: The peer has gone away before its end.
+        """
+        limit = self._settings.max_body_size
+        if request.content_length is not None and int(request.content_length) > limit:
+            raise TooLarge(f"the body must not be longer than {limit} bytes")
+        body = b""
+        while not request.is_read:
+            message = await request.receive()
+            if message["type"] != "http.request":
+                raise BadRequest("the body ended too early")
+            body += message["body"]
+            request.is_read = not message["more_body"]
+            if len(body) > limit:
+                raise TooLarge(f"the body must not be longer than {limit} bytes")
+        return body
+
+    # CORS (management 3.10)
+
+    def _check_origin(self, request: Request, origin: str, scheme: str) -> None:
+        """Make sure that a page of this origin may use the API, before anything is done for it (decision 0005)."""
+        allowed = self._settings.cors_allowed_origins
+        if "*" in allowed:
+            request.cors = (
+                (b"access-control-allow-origin", b"*"),
+                (b"access-control-expose-headers", b"etag"),
+            )
+        elif origin in allowed:
+            request.cors = (
+                (b"access-control-allow-origin", origin.encode("latin-1")),
+                (b"vary", b"Origin"),
+                (b"access-control-expose-headers", b"etag"),
+            )
+        elif request.host is None or origin.lower() != f"{scheme}://{request.host}".lower():
+            raise Forbidden("Origin: pages of this origin may not use the API")
+
+    # The way out
+
+    def _fail(self, request: Request, error: Exception) -> Answer:
+        """Turn an error into an answer: the one place that does."""
+        headers: list[tuple[bytes, bytes]] = []
+        body: JsonObject
+        if isinstance(error, RegistryError):
+            body = {"error": str(error), **(error.details or {})}
+            status = error.status
+            if isinstance(error, MethodNotAllowed):
+                headers.append((b"allow", ", ".join(error.methods).encode()))
+            elif isinstance(error, Unauthorized):
+                headers.append((b"www-authenticate", f'Basic realm="{self._settings.realm}"'.encode()))
+            elif isinstance(error, Unavailable):
+                headers.append((b"retry-after", b"2"))
+                _log.warning("request not answered", extra=_fields(request) | {"error": str(error)})
+        else:
+            _log.error("internal error", extra=_fields(request), exc_info=error)
+            body, status = {"error": "internal error"}, 500
+        return Answer(status, encode(body), tuple(headers))
+
+    async def _respond(self, request: Request, answer: Answer, send: Send) -> None:
+        headers = (*answer.headers, *request.cors)
+        if not request.has_unread_body:
+            await respond(send, answer.status, answer.body, headers)
+        elif request.expects_continue:
+            # The peer waits to be told whether to send the body at all; it need not, but then we part.
+            await respond(send, answer.status, answer.body, (*headers, (b"connection", b"close")))
+        else:
+            # A peer may read only once it has written everything, and a connection that is closed with bytes unread
+            # may take the answer with it: so the answer goes out now and the rest of the body is thrown away.
+            await respond(send, answer.status, answer.body, headers, is_end=False)
+            while not request.is_read:
+                message = await request.receive()
+                request.is_read = not message.get("more_body", False)
+            await send({"type": "http.response.body", "body": b""})
+
+
+def _take_apart(scope: Any, receive: Receive) -> Request:
+    request = Request(method=scope["method"], path=scope["raw_path"].decode("latin-1"), receive=receive)
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            request.content_type = value
+        elif name == b"content-length":
+            request.content_length = value
+        elif name == b"transfer-encoding":
+            request.is_chunked = True
+        elif name == b"if-match":
+            text = value.decode("latin-1")
+            request.if_match = text if request.if_match is None else f"{request.if_match},{text}"
+        elif name == b"origin":
+            request.origin = value.decode("latin-1")
+        elif name == b"host":
+            request.host = value.decode("latin-1")
+        elif name == b"authorization":
+            request.authorization = value.decode("latin-1")
+        elif name == b"access-control-request-method":
+            request.asked_method = value
+        elif name == b"expect":
+            request.expects_continue = value.lower() == b"100-continue"
+    return request
+
+
+def _parse(request: Request, body: bytes) -> object:
+    media_type = (request.content_type or b"").partition(b";")[0].strip().lower()
+    if media_type != _MEDIA_TYPE:
+        raise BadRequest("Content-Type: must be application/json")
+    document = decode(body)
+    if document is None:
+        raise BadRequest("the body must not be null")
+    return document
+
+
+def _name(segment: str) -> str:
+    """Return a segment that is no id; escapes are allowed, though nobody writes them."""
+    return _decode(segment) if "%" in segment else segment
+
+
+def _decode(segment: str) -> str:
+    if _BROKEN_ESCAPE.search(segment):
+        raise BadRequest("the path has a % that is not followed by two hexadecimal digits")
+    try:
+        return unquote_to_bytes(segment).decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the path is not UTF-8") from None
+
+
+def _escape(identifier: str) -> str:
+    return quote(identifier, safe=_UNESCAPED_IN_LOCATION)
+
+
+def _etag(version: str) -> tuple[bytes, bytes]:
+    # Without quotes: Hono's clients compare it with what they got (D17).
+    return b"etag", version.encode()
+
+
+def _created(identifier: str, version: str, location: str) -> Answer:
+    return Answer(201, encode({"id": identifier}), (_etag(version), (b"location", location.encode("ascii"))))
+
+
+def _methods(handlers: dict[str, Handler]) -> list[str]:
+    methods = list(handlers)
+    if "GET" in handlers:
+        methods.insert(1, "HEAD")
+    return methods
+
+
+def _preflight_headers(handlers: dict[str, Handler]) -> Headers:
+    return (
+        (b"access-control-allow-methods", ", ".join(_methods(handlers)).encode()),
+        (b"access-control-allow-headers", b"content-type,authorization,if-match"),
+    )
+
+
+def _method_not_allowed(method: str, handlers: dict[str, Handler], is_collection: bool) -> MethodNotAllowed:
+    text = f"{method} is not supported on this path"
+    if is_collection and method in {"GET", "HEAD"}:
+        text = "this version of the registry cannot search yet"
+    elif is_collection and method == "DELETE":
+        text = "this version of the registry cannot delete all devices of a tenant at once yet"
+    return MethodNotAllowed(text, _methods(handlers))
+
+
+def _fields(request: Request) -> dict[str, object]:
+    return {
+        "principal": request.principal.name if request.principal else None,
+        "method": request.method,
+        "path": request.path,
+    }
+
+
+def encode_error(text: str) -> bytes:
+    """Write the body of an error (management 3.8)."""
+    return encode({"error": text})
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Headers = (), *, is_end: bool = True) -> None:
+    """Send a response: with a content type if it has content, with its length even if that is 0 (management 3.7).
+
+    Args:
+        send: Where to.
+        status: Of the response.
+        body: JSON text, or nothing.
+        headers: Further headers.
+        is_end: Whether the connection may go on with the next request.
+    """
+    length = (b"content-length", b"%d" % len(body))
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [_CONTENT_TYPE, length, *headers] if body else [length, *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": not is_end})

@@ -1,0 +1,405 @@
+"""HTTP listeners and their connections: sockets, TLS, time limits, draining; and the health checks.
+
+uvicorn's protocol class (on httptools) turns bytes into ASGI calls and back. This module listens, and sees to what that
+class leaves open: errors in the registry's JSON form, peers that send too slowly or never read, heads that do not end,
+and a stop that loses no answer. It does not know what is asked: that is the ASGI application's business.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple, cast
+
+import httptools
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from kamado.document import JsonObject, encode
+from kamado.errors import Unavailable
+from kamado.http.api import CONTENT_TYPE, Receive, Send, encode_error, respond
+
+__all__ = ["Address", "Application", "Health", "HttpServer", "HttpServerSettings"]
+
+_log = logging.getLogger(__name__)
+
+Application = Callable[[Any, Receive, Send], Awaitable[None]]
+"""What answers requests: an ASGI application without lifespan or WebSocket."""
+
+_MAX_HEAD_SIZE: Final = 64 * 1024
+"""Bytes of request line and headers that may come without the head being complete."""
+_MAX_OVERHEAD: Final = 1024 * 1024
+"""Bytes of a request that are no body: head, chunk sizes, trailers. The smallest chunks take five for one."""
+_SWEEP_INTERVAL: Final = 1.0
+_CLOSE_TIMEOUT: Final = 5.0
+"""Seconds for a peer to take what is written before a connection is cut off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpServerSettings:
+    """Limits of all connections; times in seconds, kept to about a second."""
+
+    idle_timeout: float = 60.0
+    """For a connection without a request; 0: no limit."""
+    request_timeout: float = 30.0
+    """From the first byte of a request to its last, and for a peer that does not read its answer."""
+    handshake_timeout: float = 10.0
+    """For TLS."""
+    max_connections: int = 1000
+    """Further ones are answered with 503."""
+
+
+class Address(NamedTuple):
+    """Where a listener is bound."""
+
+    host: str
+    port: int
+
+
+class HttpServer:
+    """Listeners in front of one application.
+
+    Args:
+        application: Who answers.
+        settings: See there.
+    """
+
+    def __init__(self, application: Application, settings: HttpServerSettings | None = None) -> None:
+        self.settings = settings or HttpServerSettings()
+        self.is_stopping = False
+        self.state = ServerState()
+        self._gone = asyncio.Event()
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+        # Loading creates no loop, touches no logger and imports nothing by name.
+        self._config = Config(
+            cast(Any, application),
+            http=_Connection,
+            ws="none",
+            loop="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+        )
+        self._config.load()
+
+    async def listen(self, host: str, port: int, context: ssl.SSLContext | None = None) -> Address:
+        """Open a listener.
+
+        Args:
+            host: Address to bind.
+            port: 0 lets the system choose.
+            context: With it the listener speaks TLS.
+
+        Returns:
+            Where it listens.
+
+        Raises:
+            OSError: It cannot be bound.
+        """
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(
+            lambda: _Connection(self, self._config),
+            host,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=self.settings.handshake_timeout if context else None,
+            ssl_shutdown_timeout=_CLOSE_TIMEOUT if context else None,
+            backlog=1024,
+        )
+        self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
+        name = listener.sockets[0].getsockname()
+        return Address(name[0], name[1])
+
+    async def stop(self, grace: float) -> None:
+        """Stop in order: no new connections, answer what has been asked, close.
+
+        Args:
+            grace: Seconds for running requests; what runs longer is cut off.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        self.is_stopping = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.state.connections):
+            connection.shutdown()
+        while self.state.connections and (remaining := deadline - loop.time()) > 0:
+            self._gone.clear()
+            try:
+                async with asyncio.timeout(remaining):
+                    await self._gone.wait()
+            except TimeoutError:
+                break
+        for connection in list(self.state.connections):
+            connection.transport.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        tasks = set(self.state.tasks)
+        if tasks:
+            # Answers that nobody waits for any more; what runs past the grace is cancelled.
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def forget(self) -> None:
+        """Take note that a connection is gone."""
+        self._gone.set()
+
+    def _sweep(self) -> None:
+        """Look after all connections: cheaper than a timer for each request."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self.state.connections):
+            cast(_Connection, connection).check_time(now)
+        self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection.
+
+    What is used of the base class beyond asyncio's protocol methods: the parser's callbacks (`on_message_begin` ...),
+    `cycle` and `pipeline` (the newest request, and those that wait for their turn), `flow`, `on_response_complete`,
+    `shutdown` and `send_400_response`.
+    """
+
+    def __init__(self, server: HttpServer, config: Config) -> None:
+        super().__init__(config, server.state, {})
+        self._owner = server
+        self._is_refused = False
+        """A request was malformed; nothing that follows is read."""
+        self._overhead = 0
+        self._is_in_head = True
+        self._idle_since = 0.0
+        self._receiving_since: float | None = None
+        self._blocked_since: float | None = None
+        """The peer does not read."""
+        self._closing_since: float | None = None
+
+    # Sockets
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._idle_since = self.loop.time()
+        if len(self.connections) > self._owner.settings.max_connections:
+            _log.warning("too many connections, one is refused", extra={"limit": self._owner.settings.max_connections})
+            self._is_refused = True
+            self.transport.write(_bare_response(503, "too many connections; try again later", retry=True))
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        self._owner.forget()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._overhead += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Nothing to upgrade to: the request has been taken as if it had not asked (RFC 9110, 7.8).
+            pass
+        except httptools.HttpParserError:
+            self._refuse(400, "malformed HTTP request")
+            return
+        if self._overhead > (_MAX_HEAD_SIZE if self._is_in_head else _MAX_OVERHEAD):
+            self._refuse(400, "the head of the request, or what is around the chunks of its body, is too large")
+
+    def pause_writing(self) -> None:
+        self._blocked_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._blocked_since = None
+        super().resume_writing()
+
+    # Parser
+
+    def on_message_begin(self) -> None:
+        self._receiving_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._receiving_since = None
+        self._overhead = 0
+        self._is_in_head = True
+        super().on_message_complete()
+
+    # Answers
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer, in its turn, what is no request; then close."""
+        self._is_refused = True
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or (cycle.more_body and not self.pipeline):
+            # Nothing is being answered, or it is that request itself whose body has come out wrong.
+            if cycle is None or cycle.response_complete or not cycle.response_started:
+                self.transport.write(_bare_response(status, text))
+            self.transport.close()
+            return
+        answer = _BareAnswer(status, text)
+        if cycle.more_body:
+            self.pipeline.popleft()
+            self.pipeline.appendleft((cycle, answer))
+            return
+        last = RequestResponseCycle(
+            scope=cast(Any, {"type": "http", "method": "GET", "http_version": "1.1"}),
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
+        self.cycle = last
+        self.pipeline.appendleft((last, answer))
+
+    def check_time(self, now: float) -> None:
+        """Close the connection if the peer has taken too long over what it does now."""
+        settings = self._owner.settings
+        if self._closing_since is not None:
+            if now - self._closing_since >= _CLOSE_TIMEOUT:
+                self.transport.abort()
+        elif self.transport.is_closing():
+            self._closing_since = now
+        elif self._blocked_since is not None and now - self._blocked_since >= settings.request_timeout:
+            self.transport.abort()
+        elif self._receiving_since is not None and not self._is_refused:
+            if now - self._receiving_since >= settings.request_timeout and not self.flow.read_paused:
+                self._refuse(400, "the request took too long to arrive")
+        elif (
+            settings.idle_timeout
+            and now - self._idle_since >= settings.idle_timeout
+            and (self.cycle is None or self.cycle.response_complete)
+        ):
+            self.transport.close()
+
+
+class _BareAnswer:
+    """An application that gives the same error to everything."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self._status = status
+        self._body = encode_error(text)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        await respond(send, self._status, self._body, ((b"connection", b"close"),))
+
+
+def _bare_response(status: int, text: str, *, retry: bool = False) -> bytes:
+    """Write an error without an application (management 3.8)."""
+    body = encode_error(text)
+    return b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n%sconnection: close\r\n\r\n%s" % (
+        status,
+        HTTPStatus(status).phrase.encode(),
+        CONTENT_TYPE,
+        len(body),
+        b"retry-after: 2\r\n" if retry else b"",
+        body,
+    )
+
+
+# Health
+
+
+class Health:
+    """The health checks (configuration 3.1), an application for a listener of its own.
+
+    `/started` is up once `is_started` is set, `/readiness` while it is also not draining and the database answers,
+    `/liveness` as long as the event loop turns; `/` is all of them.
+
+    Args:
+        ping_timeout: Seconds for the database to answer.
+        ping_interval: Seconds for which an answer counts, so that nobody can keep the database busy with probes.
+    """
+
+    def __init__(self, *, ping_timeout: float = 1.0, ping_interval: float = 1.0) -> None:
+        self.is_started = False
+        self.is_draining = False
+        self.ping: Callable[[], Awaitable[None]] | None = None
+        """How to ask the database; set once there is one."""
+        self._ping_timeout = ping_timeout
+        self._ping_interval = ping_interval
+        self._turn = asyncio.Lock()
+        self._database: tuple[float, str | None] | None = None
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer a probe."""
+        path = scope["path"]
+        if path not in {"/", "/started", "/liveness", "/readiness"}:
+            await respond(send, 404, encode_error("no such check; there are /started, /liveness and /readiness"))
+        elif scope["method"] not in {"GET", "HEAD"}:
+            await respond(send, 405, encode_error("only GET is supported"), ((b"allow", b"GET, HEAD"),))
+        else:
+            checks: list[JsonObject] = []
+            if path in {"/", "/liveness"}:
+                checks.append(_check("event-loop", None))
+            if path != "/liveness":
+                checks.append(_check("start", None if self.is_started else "not started yet"))
+            if path in {"/", "/readiness"}:
+                checks.append(_check("serving", "draining" if self.is_draining else None))
+                checks.append(_check("database", await self._ask_database()))
+            status = "UP" if all(check["status"] == "UP" for check in checks) else "DOWN"
+            body = encode({"status": status, "outcome": status, "checks": checks})
+            await respond(send, 200 if status == "UP" else 503, body)
+
+    async def _ask_database(self) -> str | None:
+        """Return what is wrong with the database."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            if self._database is None or loop.time() - self._database[0] >= self._ping_interval:
+                self._database = loop.time(), await self._ping()
+            return self._database[1]
+
+    async def _ping(self) -> str | None:
+        if self.ping is None:
+            return "not open"
+        try:
+            async with asyncio.timeout(self._ping_timeout):
+                await self.ping()
+        except TimeoutError:
+            return "no answer in time"
+        except Unavailable as error:
+            return str(error)
+        return None
+
+
+def _check(name: str, problem: str | None) -> JsonObject:
+    """Describe a check in the forms of Hono 1.2 (`id`) and 2.x (`name`, `data`) at once."""
+    return {
+        "id": name,
+        "name": name,
+        "status": "DOWN" if problem else "UP",
+        "data": {"problem": problem} if problem else {},
+    }
