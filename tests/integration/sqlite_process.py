@@ -58,6 +58,20 @@ async def write_for_ever(path: str) -> None:
     await asyncio.gather(*(write() for _ in range(8)))
 
 
+async def write_without_pause(path: str) -> None:
+    """Create devices, so many at a time that some are always waiting; print a line when it has begun."""
+    store = await open_sqlite(path, StoreSettings())
+    await ensure_tenant(store)
+    await create_device(store)
+    say("begun")
+
+    async def write() -> None:
+        while True:
+            await create_device(store)
+
+    await asyncio.gather(*(write() for _ in range(200)))
+
+
 async def write_some(path: str) -> None:
     """Create devices, several at a time, and end without closing anything."""
     store = await open_sqlite(path, StoreSettings())
@@ -119,7 +133,10 @@ async def open_without_rights(path: str) -> None:
         say("opened")
 
 
-TASKS = {task.__name__: task for task in (write_for_ever, write_some, run_out_of_space, open_without_rights)}
+TASKS = {
+    task.__name__: task
+    for task in (write_for_ever, write_without_pause, write_some, run_out_of_space, open_without_rights)
+}
 
 if __name__ == "__main__":
     asyncio.run(TASKS[sys.argv[1]](sys.argv[2]))

@@ -211,6 +211,18 @@ def test_a_locked_database_refuses_all_that_waits_and_is_still_read(path: Path) 
     with_store(path, test, StoreSettings(busy_timeout=0.3))
 
 
+def test_a_process_that_writes_without_pause_starves_no_other(path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        for _ in range(40):
+            await create_device(store)
+
+    with process("write_without_pause", path) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        with_store(path, test, StoreSettings(busy_timeout=1.0))
+        assert running.poll() is None
+
+
 def test_a_short_lock_is_waited_for(path: Path) -> None:
     async def test(store: SqliteStore) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:

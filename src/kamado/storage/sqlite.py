@@ -48,13 +48,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# ON CONFLICT (3.24) and RIGHT-hand features of later versions are not used; older ones than this are not tried.
+# The statements need 3.24; no older one than this comes with a Python that Kamado runs on.
 _MINIMUM_VERSION = (3, 34, 0)
 _APPLICATION_ID = 0x4B41_4D41  # "KAMA" in the file's header: a look at the file tells whose it is
 _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
-    "PRAGMA temp_store = MEMORY",
+    # What macOS calls a flush of the disk does not reach it without.
+    "PRAGMA fullfsync = ON",
+    "PRAGMA checkpoint_fullfsync = ON",
     # After a large transaction the write-ahead log is cut to this size.
     "PRAGMA journal_size_limit = 67108864",
 )
@@ -65,6 +67,7 @@ _WRITER_PRAGMAS = ("PRAGMA cache_size = -16384", "PRAGMA wal_autocheckpoint = 40
 _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA cache_size = -8192")
 # The reader blocks the event loop while it waits. With WAL it waits only while another process recovers the log.
 _READER_TIMEOUT = 0.02
+_LOCK_INTERVAL = 0.001
 _RECONNECT_INTERVAL = 0.5
 _LOG_INTERVAL = 1.0
 
@@ -131,10 +134,16 @@ class _Session:
     """`sql.Session` and `migrations.SchemaSession` over one connection."""
 
     def __init__(
-        self, connection: sqlite3.Connection, connect: Callable[[], sqlite3.Connection], *, quiet: bool = False
+        self,
+        connection: sqlite3.Connection,
+        connect: Callable[[], sqlite3.Connection],
+        *,
+        lock_timeout: float = 0.0,
+        quiet: bool = False,
     ) -> None:
         self.connection = connection
         self.has_snapshot = False
+        self._lock_timeout = lock_timeout
         self._quiet = quiet
         self._connect = connect
         self._connected = time.monotonic()
@@ -204,8 +213,31 @@ class _Session:
         self._closed = True
         self.connection.close()
 
+    def lock(self) -> None:
+        """Begin a transaction that writes, once no other process does.
+
+        SQLite's own waiting looks at the lock every 0.1 s in the end, which is seldom when it is free if another
+        process writes without a pause: it starved for seconds.
+
+        Raises:
+            sqlite3.OperationalError: Another process is still writing at the end of the time-out.
+        """
+        deadline = time.monotonic() + self._lock_timeout
+        while True:
+            try:
+                self.connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOCK_INTERVAL)
+            else:
+                return
+
     async def begin(self) -> None:
-        await self.run("BEGIN IMMEDIATE")
+        try:
+            self.lock()
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
 
     async def commit(self) -> None:
         await self.run("COMMIT")
@@ -274,8 +306,8 @@ def _connect(path: str, mode: str, timeout: float, pragmas: Sequence[str]) -> sq
     return connection
 
 
-def _connect_writer(path: str, settings: StoreSettings) -> sqlite3.Connection:
-    return _connect(path, "rw", settings.busy_timeout, (*_PRAGMAS, *_WRITER_PRAGMAS))
+def _connect_writer(path: str) -> sqlite3.Connection:
+    return _connect(path, "rw", 0, (*_PRAGMAS, *_WRITER_PRAGMAS))
 
 
 def _connect_reader(path: str) -> sqlite3.Connection:
@@ -346,6 +378,8 @@ def _open_writer(
     except OSError as error:
         raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
     try:
+        # Large transactions spill into temporary files: where the database is there is room, and the right to write.
+        os.environ.setdefault("SQLITE_TMPDIR", str(file.parent))
         connection = _connect(path, "rw", settings.busy_timeout, ())
     except sqlite3.Error as error:
         raise _opening_error(path, error) from error
@@ -368,7 +402,7 @@ async def _prepare(
     may_migrate: bool,
 ) -> tuple[int, int]:
     # Quiet: whoever opens is told all there is to tell.
-    session = _Session(connection, partial(_connect_writer, path, settings), quiet=True)
+    session = _Session(connection, partial(_connect_writer, path), lock_timeout=settings.busy_timeout, quiet=True)
     before = await find_version(session, path, migrations)
     latest = migrations[-1].number
     if before < latest and not may_migrate:
@@ -384,6 +418,8 @@ async def _prepare(
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         for migration in await apply_migrations(session, path, migrations, datetime.now(UTC)):
             logger.info("schema migrated", extra={"schema": migration.number, "migration": migration.name})
+    # From here on nothing waits but `_Session.lock`, in its own way.
+    connection.execute("PRAGMA busy_timeout = 0").fetchall()
     return before, latest
 
 
@@ -532,7 +568,9 @@ class SqliteStore:
             connection, _, _ = _open_writer(
                 self._path, self._settings, self._migrations, may_migrate=self._settings.auto_migrate
             )
-            session = self._writer = _Session(connection, partial(_connect_writer, self._path, self._settings))
+            session = self._writer = _Session(
+                connection, partial(_connect_writer, self._path), lock_timeout=self._settings.busy_timeout
+            )
             status = os.stat(self._path)
             self._file = status.st_dev, status.st_ino
         except BaseException as error:
@@ -561,7 +599,7 @@ class SqliteStore:
         closing = False
         try:
             self._check_file()
-            execute("BEGIN IMMEDIATE")
+            session.lock()
             deadline = time.monotonic() + self._settings.max_group_time
             for job in group:  # which grows meanwhile
                 if job.future.cancelled():
