@@ -283,16 +283,20 @@ def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
             codec.decode_message(data)
 
 
+# Proton's accessors end a string at its first NUL.
+c_text = strategies.text.filter(lambda text: "\0" not in text)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.builds(
         codec.Properties,
-        message_id=st.none() | strategies.text | strategies.ulongs | strategies.uuids,
-        to=st.none() | strategies.text,
-        subject=st.none() | strategies.text,
-        reply_to=st.none() | strategies.text,
-        correlation_id=st.none() | strategies.text | strategies.ulongs | strategies.uuids,
-        content_type=st.none() | strategies.symbols.map(str),
+        message_id=st.none() | c_text | strategies.ulongs | strategies.uuids,
+        to=st.none() | c_text,
+        subject=st.none() | c_text,
+        reply_to=st.none() | c_text,
+        correlation_id=st.none() | c_text | strategies.ulongs | strategies.uuids,
+        content_type=st.none() | strategies.symbols.map(str).filter(lambda text: "\0" not in text),
     ),
     st.dictionaries(strategies.text, strategies.scalars, max_size=4),
     st.none() | st.binary(min_size=1, max_size=400),
@@ -312,7 +316,7 @@ def test_messages_are_read_back_by_us_and_by_proton(
     assert stranger.id == properties.message_id
     assert stranger.correlation_id == properties.correlation_id
     # Proton reads an absent content-type as the symbol "None".
-    assert stranger.content_type == (properties.content_type or "None")
+    assert stranger.content_type == ("None" if properties.content_type is None else properties.content_type)
     assert (None if stranger.body is None else bytes(stranger.body)) == body
     assert set(stranger.properties or {}) == set(application_properties)
 
