@@ -23,24 +23,49 @@ from kamado import __version__, log
 from kamado.amqp.api import Api, ApiSettings
 from kamado.amqp.connection import ConnectionSettings
 from kamado.amqp.server import AmqpServer, AmqpServerSettings
-from kamado.auth import Authenticator, Permissions, PermissionsError, ensure_first_identity, load_permissions
+from kamado.auth import (
+    CREDENTIALS_FILE,
+    LOCAL_OPERATOR,
+    Authenticator,
+    Permissions,
+    PermissionsError,
+    Principal,
+    ensure_first_identity,
+    load_permissions,
+)
 from kamado.config import AmqpConfig, Config, HttpConfig, Loaded, TlsConfig, TlsError, tls_context
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Unavailable
+from kamado.http import api as http_api
+from kamado.http.server import Health, HttpServer, HttpServerSettings
 from kamado.lookup import LookupService, LookupSettings
+from kamado.management import Management, ManagementSettings
 from kamado.passwords import PasswordHasher
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
 from kamado.storage import StoreSettings, open_store
 from kamado.store import Store
 
-__all__ = ["EXIT_CONFIGURATION", "EXIT_INTERNAL", "EXIT_UNAVAILABLE", "Core", "build_core", "now_utc", "run"]
+__all__ = [
+    "EXIT_CONFIGURATION",
+    "EXIT_INTERNAL",
+    "EXIT_UNAVAILABLE",
+    "Core",
+    "build_core",
+    "credential_rules",
+    "now_utc",
+    "run",
+]
 
 logger = logging.getLogger(__name__)
 
 EXIT_UNAVAILABLE = 69
 EXIT_INTERNAL = 70
 EXIT_CONFIGURATION = 78
+
+
+ANONYMOUS_OPERATOR = Principal(name="anonymous")
+"""Who calls the management API where everybody may, on other addresses than loopback: secrets are not revealed."""
 
 
 def now_utc() -> datetime:
@@ -55,25 +80,30 @@ def now_utc() -> datetime:
 class Core:
     """Everything below the front doors."""
 
-    identifiers: Identifiers
     credential_rules: CredentialRules
     passwords: PasswordHasher
     provisioning: ProvisioningService
     lookup: LookupService
+    management: Management
 
 
-def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now_utc) -> Core:
-    """Build the core on a database. Close `Core.passwords` in the end."""
+def credential_rules(config: Config) -> CredentialRules:
+    """Work out the rules for ids, passwords and hashes."""
     identifiers = Identifiers(
         tenant_pattern=config.ids.tenant_pattern,
         device_pattern=config.ids.device_pattern,
         auth_id_pattern=config.ids.username_pattern,
     )
-    rules = CredentialRules(
+    return CredentialRules(
         identifiers=identifiers,
         bcrypt_max_cost=config.credentials.bcrypt_max_cost,
         allowed_hash_functions=frozenset(config.credentials.allowed_hash_functions),
     )
+
+
+def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now_utc) -> Core:
+    """Build the core on a database. Close `Core.passwords` in the end."""
+    rules = credential_rules(config)
     passwords = PasswordHasher(
         workers=config.credentials.hash_workers,
         queue=config.credentials.hash_queue,
@@ -86,7 +116,7 @@ def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now
             max_devices_per_tenant=config.devices.max_per_tenant,
             max_credentials_per_device=config.credentials.max_per_device,
         ),
-        identifiers,
+        rules.identifiers,
         clock,
     )
     lookup = LookupService(
@@ -99,12 +129,23 @@ def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now
         ),
         clock,
     )
+    management = Management(
+        store,
+        passwords,
+        rules.identifiers,
+        rules,
+        ManagementSettings(
+            max_devices_per_tenant=config.devices.max_per_tenant,
+            max_credentials_per_device=config.credentials.max_per_device,
+        ),
+        clock,
+    )
     return Core(
-        identifiers=identifiers,
         credential_rules=rules,
         passwords=passwords,
         provisioning=provisioning,
         lookup=lookup,
+        management=management,
     )
 
 
@@ -200,24 +241,38 @@ class Process:
         config = self._config
         self._handle_signals()
         permissions = self._load_permissions()
+        health = Health()
         async with contextlib.AsyncExitStack() as stack:
+            health_server = HttpServer(health)
+            # The last to go: probes see 503 until the end (configuration 3.3).
+            stack.push_async_callback(health_server.stop, 1.0)
+            await self._listen_one("health", config.health.bind, config.health.port, None, health_server.listen)
             store = await self._open_store()
             stack.push_async_callback(store.close)
+            health.ping = store.ping
             core = build_core(config, store)
             stack.callback(core.passwords.close)
             await self._ensure_identity(store, core, permissions)
-            self._authenticator = Authenticator(
-                store,
-                core.passwords,
-                permissions,
-                timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None,
-            )
-            amqp = await self._listen_amqp(core, self._authenticator)
+            await self._load_first_data(store, core)
+            lifetime = timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None
+            self._authenticator = Authenticator(store, core.passwords, permissions, lifetime)
+            amqp = self._build_amqp(core, self._authenticator)
+            stack.push_async_callback(amqp.stop, 0.0)
+            await self._listen("amqp", config.amqp, amqp.listen)
+            http = self._build_http(core)
+            stack.push_async_callback(http.stop, 0.0)
+            await self._listen("http", config.http, http.listen)
+            health.is_started = True
             self._write_ready_file()
-            self._announce()
+            await self._announce(store)
             await self._stop.wait()
-            logger.info("stopping")
-            await amqp.stop(config.shutdown.grace)
+
+            logger.info("draining")
+            health.is_draining = True
+            await asyncio.sleep(config.shutdown.drain_delay)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(amqp.stop(config.shutdown.grace))
+                group.create_task(http.stop(config.shutdown.grace))
         logger.info("stopped")
         return 0
 
@@ -284,9 +339,9 @@ class Process:
     def _database(self) -> Path:
         return Path(self._config.storage.url.removeprefix("sqlite:///"))
 
-    async def _listen_amqp(self, core: Core, authenticator: Authenticator) -> AmqpServer:
+    def _build_amqp(self, core: Core, authenticator: Authenticator) -> AmqpServer:
         config = self._config.amqp
-        server = AmqpServer(
+        return AmqpServer(
             Api(core.lookup, ApiSettings(link_credit=config.link_credit), now_utc),
             authenticator,
             AmqpServerSettings(
@@ -305,8 +360,6 @@ class Process:
             ),
             now_utc,
         )
-        await self._listen("amqp", config, server.listen)
-        return server
 
     def _container_id(self) -> str:
         """Stable for a process, and its own (amqp-apis 2.1)."""
@@ -333,7 +386,8 @@ class Process:
             message = f"{scheme}: {host}:{port} cannot be had: {os.strerror(error.errno or 0)}"
             raise StartFailed(message, EXIT_UNAVAILABLE) from error
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
-        self._addresses[scheme] = f"{scheme}://{shown}:{bound_port}"
+        protocol = "http" if scheme == "health" else scheme
+        self._addresses[scheme] = f"{protocol}://{shown}:{bound_port}"
 
     def _write_ready_file(self) -> None:
         if self._ready_file is not None:
@@ -341,5 +395,75 @@ class Process:
             temporary.write_text(json.dumps(self._addresses))
             temporary.replace(self._ready_file)
 
-    def _announce(self) -> None:
-        logger.info("ready", extra=self._addresses | {"database": str(self._database)})
+    async def _announce(self, store: Store) -> None:
+        """Say what runs where, who may log in, and what to type next."""
+        database = self._database
+        login = database.parent / CREDENTIALS_FILE
+        fields = self._addresses | {"database": str(database)}
+        if self._config.auth.permissions_file is not None:
+            fields["permissions_file"] = str(self._config.auth.permissions_file)
+        elif login.exists():
+            fields["adapter_credentials"] = str(login)
+        logger.info("ready", extra=fields)
+        if not log.is_text(self._config.log.format):
+            return
+        lines = [f"Kamado {__version__} is ready."]
+        titles = {
+            "http": "management API",
+            "https": "management API, TLS",
+            "amqp": "APIs for adapters",
+            "amqps": "APIs for adapters, TLS",
+            "health": "/readiness, /liveness",
+        }
+        lines += [f"  {address:<28}  {titles[name]}" for name, address in self._addresses.items()]
+        lines.append(f"  {database}  the database")
+        if "adapter_credentials" in fields:
+            lines.append(f"  {login}  the login for adapters: user name and password")
+        lines += [
+            "Next, in a second terminal:",
+            *(f"  {line}" for line in await self._suggestions(store)),
+            "Ctrl-C stops it.",
+        ]
+        print("\n".join(lines), flush=True)
+
+    async def _suggestions(self, store: Store) -> list[str]:
+        url = self._addresses.get("http") or self._addresses["https"]
+        ask = f"{self._command} ask tenant"
+        if await store.lookups.find_tenant("DEFAULT_TENANT") is not None:
+            return [f"curl -i {url}/v1/tenants/DEFAULT_TENANT", f"{ask} DEFAULT_TENANT{self._options}"]
+        return [f"curl -i -X POST {url}/v1/tenants/my-tenant", f"{ask} my-tenant{self._options}"]
+
+    async def _load_first_data(self, store: Store, core: Core) -> None:
+        """Load what `startup.load` names, while there is no tenant at all."""
+        paths = self._config.startup.load
+        if not paths or await store.read(lambda transaction: transaction.has_tenants()):
+            return
+        # Not on the way to the first answer of every other start.
+        from kamado import load
+
+        try:
+            plan = load.read_files(paths, rules=core.credential_rules, now=now_utc())
+            counts = await load.apply(plan, store, core.passwords, LOCAL_OPERATOR, now_utc)
+        except load.LoadErrors as error:
+            for problem in error.problems:
+                logger.error("startup.load", extra={"problem": str(problem)})
+            raise StartFailed("startup.load: the files have errors, nothing was loaded", EXIT_CONFIGURATION) from error
+        logger.info(
+            "data loaded",
+            extra={"tenants": counts.tenants, "devices": counts.devices, "credentials": counts.credentials},
+        )
+
+    def _build_http(self, core: Core) -> HttpServer:
+        config = self._config.http
+        api = http_api.Api(
+            core.management,
+            http_api.ApiSettings(
+                max_body_size=config.max_body_size, cors_allowed_origins=frozenset(config.cors_allowed_origins)
+            ),
+            self._find_operator,
+        )
+        return HttpServer(api, HttpServerSettings(idle_timeout=config.idle_timeout))
+
+    async def _find_operator(self, _: str | None) -> Principal:
+        """Nobody has to log in (management 3.11); the configuration has been checked to allow that."""
+        return LOCAL_OPERATOR if self._config.http.is_local else ANONYMOUS_OPERATOR

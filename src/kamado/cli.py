@@ -13,7 +13,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -210,6 +211,72 @@ def migrate(config: ConfigOption = None, assignments: SetOption = None) -> None:
 
     before, after = _run(migrate_store(loaded.config.storage.url))
     typer.echo(f"schema {after}: nothing to do" if before == after else f"schema {before} -> {after}")
+
+
+@app.command()
+def load(
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="In any order; the content tells the form.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let entries take the place of what is there under the same id.")
+    ] = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Load tenants, devices and credentials from files in the JSON forms of Hono 1.2, all or nothing."""
+    from kamado.load import LoadErrors
+
+    settings = _load(config, assignments).config
+    try:
+        counts = asyncio.run(_load_files(settings, files, replace=replace))
+    except LoadErrors as error:
+        for problem in error.problems:
+            _say(str(problem))
+        count = len(error.problems)
+        _fail(f"Nothing was loaded: {count} problem{'' if count == 1 else 's'}.", WRONG_DATA)
+    typer.echo(counts)
+
+
+async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> str:
+    from kamado import load as loading
+    from kamado.app import credential_rules, now_utc
+    from kamado.auth import LOCAL_OPERATOR
+
+    plan = loading.read_files(files, rules=credential_rules(config), now=now_utc())
+    for warning in plan.warnings:
+        _say(f"warning: {warning}")
+
+    async def apply(store: "Store", passwords: "PasswordHasher") -> str:
+        with _progress("Loading") as progress:
+            counts = await loading.apply(
+                plan, store, passwords, LOCAL_OPERATOR, now_utc, replace=replace, progress=progress
+            )
+        shown = [
+            f"{number} {word}" if number == 1 or word == "credentials" else f"{number} {word}s"
+            for number, word in (
+                (counts.tenants, "tenant"),
+                (counts.devices, "device"),
+                (counts.credentials, "credentials"),
+            )
+        ]
+        replaced = f", {counts.replaced} of them replaced" if counts.replaced else ""
+        return f"Loaded {', '.join(shown)}{replaced}."
+
+    return await _with_passwords(config, apply, may_create=True)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -414,13 +481,17 @@ def _roles(authorities: Mapping[str, str]) -> list[str]:
 
 
 async def _with_passwords(
-    config: "Config", work: Callable[["Store", "PasswordHasher"], Awaitable[None]], *, may_create: bool
-) -> None:
+    config: "Config", work: Callable[["Store", "PasswordHasher"], Awaitable[T]], *, may_create: bool
+) -> T:
     from kamado.passwords import PasswordHasher
 
-    passwords = PasswordHasher(workers=1, queue=1, cost=config.credentials.bcrypt_cost)
+    passwords = PasswordHasher(
+        workers=config.credentials.hash_workers,
+        queue=config.credentials.hash_queue,
+        cost=config.credentials.bcrypt_cost,
+    )
     try:
-        await _with_store(config, lambda store: work(store, passwords), may_create=may_create)
+        return await _with_store(config, lambda store: work(store, passwords), may_create=may_create)
     finally:
         passwords.close()
 

@@ -400,6 +400,13 @@ class HttpConfig:
             return not self.tls.has_key_material and is_loopback(self.insecure.bind)
         return self.insecure.enabled
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the API can be reached from this machine only."""
+        return not (self.insecure_enabled and not is_loopback(self.insecure.bind)) and not (
+            self.secure_enabled and not is_loopback(self.secure.bind)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AmqpConfig:
@@ -884,9 +891,7 @@ def _check(config: Config, origins: Mapping[str, str], problems: list[Problem], 
                     "the management API would be open to everybody who reaches this address, since there is no login "
                     "yet; bind it to loopback, or say http.auth.allow_anonymous=true",
                 )
-    elif (config.http.insecure_enabled and not is_loopback(config.http.insecure.bind)) or (
-        config.http.secure_enabled and not is_loopback(config.http.secure.bind)
-    ):
+    elif not config.http.is_local:
         warnings.append("http.auth.allow_anonymous: everybody who reaches the management API may use it")
     _check_ports(config, problem)
     if config.credentials.bcrypt_cost > config.credentials.bcrypt_max_cost:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
-__all__ = ["JsonFormatter", "RepeatFilter", "TextFormatter", "configure"]
+__all__ = ["JsonFormatter", "RepeatFilter", "TextFormatter", "configure", "is_text"]
 
 # Everything else in a record's __dict__ came in by `extra`.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "suppressed", "color_message"}
@@ -119,6 +119,11 @@ class RepeatFilter(logging.Filter):
         return True
 
 
+def is_text(form: str, stream: TextIO | None = None) -> bool:
+    """Tell whether a form means text, on a stream (standard output if omitted)."""
+    return form == "text" or (form == "auto" and (stream or sys.stdout).isatty())
+
+
 def configure(form: str, level: str, levels: Mapping[str, str], stream: TextIO | None = None) -> None:
     """Send all records to one stream.
 
@@ -130,8 +135,7 @@ def configure(form: str, level: str, levels: Mapping[str, str], stream: TextIO |
     """
     stream = stream or sys.stdout
     handler = logging.StreamHandler(stream)
-    text = form == "text" or (form == "auto" and stream.isatty())
-    handler.setFormatter(TextFormatter() if text else JsonFormatter())
+    handler.setFormatter(TextFormatter() if is_text(form, stream) else JsonFormatter())
     handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     for old in root.handlers[:]:
