@@ -204,7 +204,10 @@ class _Peer(asyncio.Protocol):
         self._flush_scheduled = False
         self._is_writable = True
         self._is_reading = True
+        self._is_closing = False
+        """Our `close` is out, the peer's is awaited."""
         self._is_ending = False
+        """The socket is being closed."""
 
     # The socket
 
@@ -267,7 +270,7 @@ class _Peer(asyncio.Protocol):
     def _work(self) -> None:
         """Work on one slice of the backlog."""
         self._work_scheduled = False
-        if self._is_writable and not self._is_ending:
+        if self._is_writable and self._backlog:
             data = bytes(self._backlog[:_SLICE])
             self._backlog = self._backlog[_SLICE:]
             self._take(data)
@@ -303,14 +306,14 @@ class _Peer(asyncio.Protocol):
         connection = self._connection
         if connection is None or self._is_ending:
             return
-        if connection.pending_output > self._server.settings.max_pending_output:
-            _log.warning("too many replies wait for credit, the connection is closed", extra=self._fields())
-            connection.close("amqp:resource-limit-exceeded", "too many replies wait for credit")
         data = connection.data_to_send()
         if data:
             self._transport.write(data)
         if connection.is_closed:
             self._end()
+        elif connection.pending_output > self._server.settings.max_pending_output and not self._is_closing:
+            _log.warning("too many replies wait for credit, the connection is closed", extra=self._fields())
+            self.close("amqp:resource-limit-exceeded", "too many replies wait for credit")
 
     def _flush_soon(self) -> None:
         """Write at the end of this turn of the loop: replies that come one by one leave together."""
@@ -452,6 +455,7 @@ class _Peer(asyncio.Protocol):
         if self._connection is None:
             self._end()
             return
+        self._is_closing = True
         self._connection.close(condition, description)
         self._flush_soon()
         self._arm()

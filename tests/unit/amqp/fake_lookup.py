@@ -29,7 +29,7 @@ class FakeLookup:
     """Finds every tenant and every device but `nope`; `behave` runs before an assertion is answered."""
 
     def __init__(self) -> None:
-        self.behave: Callable[[], Awaitable[None]] | None = None
+        self.behave: Callable[[], Awaitable[object]] | None = None
         self.asked: list[tuple[str, ...]] = []
         self.cancelled = 0
 
