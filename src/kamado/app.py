@@ -408,17 +408,17 @@ class Process:
         if not log.is_text(self._config.log.format):
             return
         lines = [f"Kamado {__version__} is ready."]
-        titles = {
-            "http": "management API",
-            "https": "management API, TLS",
-            "amqp": "APIs for adapters",
-            "amqps": "APIs for adapters, TLS",
-            "health": "/readiness, /liveness",
-        }
-        lines += [f"  {address:<28}  {titles[name]}" for name, address in self._addresses.items()]
-        lines.append(f"  {database}  the database")
-        if "adapter_credentials" in fields:
-            lines.append(f"  {login}  the login for adapters: user name and password")
+        rows = [
+            (self._addresses.get("http"), "management API"),
+            (self._addresses.get("https"), "management API with TLS"),
+            (self._addresses.get("amqp"), "APIs for adapters"),
+            (self._addresses.get("amqps"), "APIs for adapters with TLS"),
+            (self._addresses["health"], "health checks: /readiness, /liveness"),
+            (str(database), "database"),
+            (fields.get("adapter_credentials"), "login for adapters: user name and password"),
+        ]
+        width = max(len(where) for where, _ in rows if where)
+        lines += [f"  {where:<{width}}  {what}" for where, what in rows if where]
         lines += [
             "Next, in a second terminal:",
             *(f"  {line}" for line in await self._suggestions(store)),

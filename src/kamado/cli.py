@@ -720,7 +720,8 @@ def _client_settings(
     else:
         parts = urlsplit(url)
         try:
-            port = parts.port or {"amqp": 5672, "amqps": 5671}[parts.scheme]
+            usual = {"amqp": 5672, "amqps": 5671}[parts.scheme]
+            port = usual if parts.port is None else parts.port
         except (KeyError, ValueError) as error:
             raise typer.BadParameter("a URL has the form amqp://HOST:PORT or amqps://HOST:PORT") from error
         host, secure = parts.hostname or "127.0.0.1", parts.scheme == "amqps"
