@@ -98,6 +98,7 @@ class Reply:
     message: Any
     raw: bytes
     link: Any = field(repr=False)
+    delivery: Any = field(repr=False)
 
     @property
     def status(self) -> int | None:
@@ -126,6 +127,22 @@ class Reply:
         value = self.properties.get("device_id")
         assert value is None or type(value) is str, type(value)
         return value
+
+    @property
+    def correlation_type(self) -> str:
+        """The AMQP type of the correlation-id; Proton's `Message` does not tell it."""
+        data = Data()
+        data.decode(self.raw)
+        data.rewind()
+        data.next()
+        data.enter()
+        data.next()
+        data.next()
+        data.enter()
+        # message-id, user-id, to, subject, reply-to, correlation-id
+        for _ in range(6):
+            data.next()
+        return str(Data.type_names[data.type() or Data.NULL])
 
     @property
     def body(self) -> bytes | None:
@@ -368,7 +385,7 @@ class Adapter:
         """Send a message, or ready-made bytes, on a request link; does not wait for its disposition."""
         self._tags += 1
         delivery = link.delivery(f"{self._tags}")
-        link.stream(message if isinstance(message, bytes) else message.encode())
+        link.stream(message.encode() if isinstance(message, Message) else bytes(message))
         link.advance()
         if settled:
             delivery.settle()
@@ -500,7 +517,7 @@ class Adapter:
         message = Message()
         message.decode(raw)
         link.advance()
-        self.replies.append(Reply(message=message, raw=raw, link=link))
+        self.replies.append(Reply(message=message, raw=raw, link=link, delivery=delivery))
         if self.accepts_replies:
             delivery.update(Delivery.ACCEPTED)
             delivery.settle()

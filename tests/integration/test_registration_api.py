@@ -126,7 +126,6 @@ def test_payload(acme: Acme, adapter: Adapter) -> None:
         {
             "via": ["gw-z", "gw-a"],
             "viaGroups": ["g2", "g1"],
-            "memberOf": ["g3"],
             "defaults": {"content-type": "text/plain"},
             "ext": {"secret": "of the operator"},
             "downstream-message-mapper": "down",
