@@ -617,8 +617,8 @@ class SqliteStore:
                 if len(group) < self._settings.max_group_size and time.monotonic() < deadline:
                     closing = self._take_waiting(group, 1)
             execute("COMMIT")
-        except (sqlite3.Error, Unavailable) as error:
-            text = str(session.failed(error) if isinstance(error, sqlite3.Error) else error)
+        except (sqlite3.Error, Unavailable, MemoryError) as error:
+            text = str(session.failed(error) if isinstance(error, sqlite3.Error) else error) or "out of memory"
             _undo(session, error)
             # Whoever waits behind would wait as long again for the same answer.
             closing = closing or self._take_waiting(group, self._settings.max_waiting_writes)
