@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from kamado.auth import Principal
 from kamado.document import JsonObject, decode, encode
@@ -193,9 +193,9 @@ class Api:
         has_slash = len(segments) > 3 and not segments[-1]
         if has_slash:
             del segments[-1]
-        if len(segments) < 3 or segments[0] or "" in segments[1:] or _name(segments[1]) != "v1":
+        if len(segments) < 3 or segments[0] or "" in segments[1:] or unquote(segments[1]) != "v1":
             raise NotFound("there is no such path")
-        name, raw_ids = _name(segments[2]), segments[3:]
+        name, raw_ids = unquote(segments[2]), segments[3:]
         handlers: dict[str, Handler] | None = None
         if name == "tenants":
             handlers = (self._tenants, self._tenant)[len(raw_ids)] if len(raw_ids) < 2 else None
@@ -391,11 +391,6 @@ def _parse(request: Request, body: bytes) -> object:
     if document is None:
         raise BadRequest("the body must not be null")
     return document
-
-
-def _name(segment: str) -> str:
-    """Return a segment that is no id; escapes are allowed, though nobody writes them."""
-    return _decode(segment) if "%" in segment else segment
 
 
 def _decode(segment: str) -> str:
