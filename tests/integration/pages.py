@@ -100,11 +100,10 @@ class Example:
 
     def _own(self, commands: str) -> str:
         """Put this interpreter and this registry's addresses in place of those on the page."""
-        commands = commands.replace(".venv/bin/kamado", f"{sys.executable} -m kamado")
-        commands = commands.replace(".venv/bin/python", sys.executable)
+        programs = {"kamado": f"{sys.executable} -m kamado", "python": sys.executable}
+        commands = re.sub(r"(?<!\S)\.venv/bin/(\w+)", lambda match: programs[match[1]], commands)
         if "http://localhost:28080" in commands:
             commands = commands.replace("http://localhost:28080", self.registry.http_url)
-        assert ".venv" not in commands.replace(sys.executable, ""), commands
         return commands
 
     def run(self, step: Step) -> str:
