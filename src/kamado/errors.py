@@ -61,7 +61,7 @@ class Reason(StrEnum):
     SUBJECT_DIFFERS = "subject-differs"
     """The auth-id is another name than the certificate's subject."""
     SUBJECT_SPELLED_OTHERWISE = "subject-spelled-otherwise"
-    """The auth-id is the same name as the certificate's subject, in another spelling."""
+    """The auth-id is the subject of the certificate, or of a credential that is registered, in another spelling."""
     TEMPLATE_NOT_FILLED = "template-not-filled"
     DEVICE_ID_INVALID = "device-id-invalid"
     DEVICE_LIMIT_REACHED = "device-limit-reached"

@@ -51,8 +51,8 @@ SENTENCES: dict[Reason, str] = {
     Reason.CERTIFICATE_NOT_YET_VALID: "The device's certificate is not valid yet. Is the clock right?",
     Reason.SIGNATURE_INVALID: "The certificate names a trusted CA as its issuer, but that CA's key did not sign it.",
     Reason.SUBJECT_DIFFERS: "The auth-id is another name than the certificate's subject.",
-    Reason.SUBJECT_SPELLED_OTHERWISE: "The auth-id is the certificate's subject, but spelled otherwise; adapters "
-    "compare letter by letter.",
+    Reason.SUBJECT_SPELLED_OTHERWISE: "The auth-id is the subject of the certificate, or of credentials that "
+    "are registered, but spelled otherwise; it must be equal letter by letter.",
     Reason.TEMPLATE_NOT_FILLED: "The CA's ID template asks for something that the certificate's subject does not have.",
     Reason.DEVICE_ID_INVALID: "The device id that the CA's template makes breaks the rule for device ids.",
     Reason.DEVICE_LIMIT_REACHED: "The tenant has as many devices as it may.",
