@@ -16,6 +16,7 @@ import platform
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ TENANT_COUNT = 100
 HTTP_CONNECTIONS = 32
 SHAPES = [(1, 1), (1, 10), (1, 100), (50, 10)]
 """Connections, and requests in flight on each."""
+DEVICE = json.dumps({"defaults": {"content-type": "application/json"}, "ext": {"serial": "4711"}})
 # A ready-made hash: hashing is not what is measured.
 BCRYPT = "$2a$10$abcdefghijklmnopqrstuuuK3UBi2GuyTLlnf1JZO4mwdsdVG7At2"
 
@@ -130,6 +132,8 @@ class Result:
     statuses: dict[str, int]
     fairness: float
     """Requests of the slowest connection, as a share of those of the fastest."""
+    others: float
+    """Cores that other processes used meanwhile; with more than a few hundredths the rates say little."""
     goal: str = ""
     met: bool | None = None
 
@@ -146,6 +150,12 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+def busy_seconds() -> float:
+    """Processor time that the whole machine has used so far."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(server: Server, name: str, shape: str, command: Sequence[str], expect: str) -> Result:
     """Run a load client and read the server's processor time around what it counts."""
     console.print(f"  {name} ({shape}) ...", style="dim")
@@ -153,13 +163,14 @@ def measure(server: Server, name: str, shape: str, command: Sequence[str], expec
     assert client.stdout is not None
     if client.stdout.readline().strip() != "start":
         sys.exit(f"{command[0]} failed; the server's log: {server.directory / 'kamado.log'}")
-    before = server.processor_seconds()
+    before, busy = server.processor_seconds(), busy_seconds()
     line = client.stdout.readline()
-    used = server.processor_seconds() - before
+    used, busy = server.processor_seconds() - before, busy_seconds() - busy
     if client.wait() or not line:
         sys.exit(f"{command[0]} failed; the server's log: {server.directory / 'kamado.log'}")
     counted = json.loads(line)
     requests: int = counted["requests"]
+    others = (busy - used - counted["client_cpu_seconds"]) / counted["seconds"]
     if set(counted["statuses"]) != {expect}:
         console.print(f"  unexpected statuses: {counted['statuses']}", style="bold red")
     return Result(
@@ -173,6 +184,7 @@ def measure(server: Server, name: str, shape: str, command: Sequence[str], expec
         requests=requests,
         statuses=counted["statuses"],
         fairness=counted["least_per_connection"] / max(1, counted["most_per_connection"]),
+        others=max(0.0, others),
     )
 
 
@@ -250,9 +262,8 @@ class Bench:
             }
             tenants.append(f"POST /v1/tenants/tenant-{number:03}\t{json.dumps(tenant)}")
         self.http("create tenants", tenants, "201", 1)
-        document = json.dumps({"defaults": {"content-type": "application/json"}, "ext": {"serial": "4711"}})
         created = self.http(
-            "HTTP: create device", [f"POST /v1/devices/{TENANT}/{id_}\t{document}" for id_ in self.device_ids()], "201"
+            "HTTP: create device", [f"POST /v1/devices/{TENANT}/{id_}\t{DEVICE}" for id_ in self.device_ids()], "201"
         )
         self.add(created, goal="≥ 4,000/s", met=created.per_second >= 4000)
         lines = []
@@ -305,6 +316,17 @@ class Bench:
         """Look-ups that find nothing, as an attacker or a misconfigured fleet sends them."""
         lines = [json.dumps({"type": "hashed-password", "auth-id": f"nobody-{number}"}) for number in range(10_000)]
         self.add(self.amqp("credentials get, unknown", f"credentials/{TENANT}", "body", lines, (1, 100), "404"))
+
+    def create(self, count: int = 20_000) -> None:
+        """Devices created beside all that are there: in a tenant of their own, and in the full one."""
+        tenant = f"more-{int(time.time())}"
+        self.http("create tenant", [f"POST /v1/tenants/{tenant}\t{{}}"], "201", 1)
+        for name, target in (("new tenant", tenant), ("full tenant", TENANT)):
+            lines = [f"POST /v1/devices/{target}/{tenant}-{number:06}\t{DEVICE}" for number in range(count)]
+            result = self.http(f"HTTP: create device, {name}", lines, "201")
+            self.add(result, goal="≥ 4,000/s", met=result.per_second >= 4000)
+        lines = [f"GET /v1/devices/{tenant}/{tenant}-{number:06}\t" for number in range(count)]
+        self.add(self.http("HTTP: read device", lines, "200"))
 
     def provisioning(self, count: int = 5000) -> None:
         """First contacts with certificates made beforehand, keys EC P-256; each is durable before it is answered."""
@@ -380,6 +402,7 @@ MEASUREMENTS = {
     "credentials": Bench.credentials,
     "unknown": Bench.unknown,
     "provisioning": Bench.provisioning,
+    "create": Bench.create,
 }
 
 
@@ -394,7 +417,7 @@ def machine() -> str:
     )
     return (
         f"{os.cpu_count()} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}; "
-        "server and load client share the cores"
+        "server and load client share the cores; SQLite " + sqlite3.sqlite_version
     )
 
 
@@ -416,7 +439,7 @@ def print_report(report: Report) -> None:
     table = Table(title=f"Kamado, {report.devices:,} devices on SQLite", title_justify="left")
     for column in ("", "load"):
         table.add_column(column)
-    for column in ("per second", "p50 ms", "p99 ms", "server µs", "client µs", "fairness"):
+    for column in ("per second", "p50 ms", "p99 ms", "server µs", "client µs", "fairness", "others"):
         table.add_column(column, justify="right")
     table.add_column("goal")
     for result in report.results:
@@ -430,9 +453,10 @@ def print_report(report: Report) -> None:
             f"{result.server_us:.1f}",
             f"{result.client_us:.1f}",
             f"{result.fairness:.2f}",
+            f"{result.others:.2f}",
             result.goal + mark,
         )
-    output = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    output = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
     output.print(table)
     for name, value in report.figures.items():
         output.print(f"{name}: {value:,.2f}")
@@ -465,6 +489,10 @@ def main(
         if not (CLIENTS / client).exists():
             sys.exit("The load clients are not built; run this through make bench.")
     report = Report(machine=machine(), devices=devices)
+    busy = busy_seconds()
+    time.sleep(0.5)
+    if (busy := (busy_seconds() - busy) / 0.5) > 0.1:
+        console.print(f"The machine is busy: others use {busy:.1f} cores. Rates will be too low.", style="bold red")
     with working_directory(data) as directory:
         filled = directory / f"filled-{devices}"
         if not filled.exists():
