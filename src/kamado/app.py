@@ -404,8 +404,8 @@ class Process:
             fields["permissions_file"] = str(self._config.auth.permissions_file)
         elif login.exists():
             fields["adapter_credentials"] = str(login)
-        logger.info("ready", extra=fields)
         if not log.is_text(self._config.log.format):
+            logger.info("ready", extra=fields)
             return
         lines = [f"Kamado {__version__} is ready."]
         rows = [

@@ -245,6 +245,20 @@ def test_explain_text_is_for_people(registry: Registry) -> None:
     assert result.stdout == "404 Not Found: tenant-unknown\nThere is no tenant of this id or alias.\n"
 
 
+def test_explain_tells_what_an_adapter_would_turn_away_later(registry: Registry) -> None:
+    """An adapter gets credentials also of a disabled device (amqp-apis 11.2, 6d) and of a disabled tenant."""
+    tenant_id = registry.create_tenant(document={"enabled": False})
+    device_id = registry.create_device(tenant_id, document={"enabled": False})
+    registry.set_credentials(tenant_id, device_id, [{"type": "psk", "auth-id": "a", "secrets": [{"key": "AAEC"}]}])
+    text = registry.run("explain", "credentials", tenant_id, "psk", "a").stdout
+    assert text.startswith("200 OK\n")
+    assert device_id in text
+    assert "device-disabled" in text
+    assert "tenant-disabled" in text
+    assert "AAEC" not in text
+    assert "tenant-disabled" in registry.run("explain", "tenant", tenant_id).stdout
+
+
 def test_explain_without_a_database(tmp_path: Path) -> None:
     result = kamado(
         "explain", "tenant", "t", "--set", f"storage.url=sqlite:///{tmp_path}/no.db", expect_status=UNAVAILABLE

@@ -31,6 +31,9 @@ def test_start_up_lines_say_what_runs_where(example: Example) -> None:
     for address in example.registry.addresses.values():
         assert address in text
     assert str(example.registry.credentials_file) in text
+    assert str(example.registry.data_dir / "kamado.db") in text
+    assert "kamado ask tenant DEFAULT_TENANT --config" in text
+    assert example.registry.password not in text
 
 
 def test_example_data(tmp_path: Path) -> None:
