@@ -355,7 +355,7 @@ def test_silence_has_a_limit() -> None:
     """amqp-apis 2.2: twice the advertised time; the client sends no heartbeats."""
 
     async def scenario() -> None:
-        async with Setting(connection={"idle_timeout": 0.2}).running() as setting:
+        async with Setting(connection={"idle_timeout": 0.5}).running() as setting:
             client = await (await (await setting.connect()).log_in()).open()
             assert await client.close_reason() == "amqp:resource-limit-exceeded"
             assert await client.at_end()
