@@ -14,7 +14,6 @@ from kamado.credentials import (
     Credential,
     CredentialRules,
     CredentialUpdate,
-    PlainPassword,
     credential_document,
     merge,
     parse_credentials,
@@ -404,7 +403,7 @@ class Management:
         version = new_id()
 
         async def prepare(
-            transaction: Transaction, hashes: dict[PlainPassword, str]
+            transaction: Transaction, hashes: Sequence[str]
         ) -> tuple[StoredCredentials, Sequence[Credential]]:
             tenant = (await _get_tenant(transaction, tenant_id)).tenant
             requested: tuple[CredentialUpdate, ...] = updates
@@ -416,10 +415,12 @@ class Management:
                 raise Forbidden(f"max-credentials-per-device: a device may not have more than {limit}")
             stored = await _get_credentials(transaction, tenant_id, device_id)
             expected.check(stored.version)
-            return stored, merge(stored.credentials, with_hashes(requested, hashes))
+            # A request that was read twice has its passwords in the same order.
+            by_password = dict(zip(plain_passwords(requested), hashes, strict=True))
+            return stored, merge(stored.credentials, with_hashes(requested, by_password))
 
         async def rehearse(transaction: Transaction) -> None:
-            await prepare(transaction, dict.fromkeys(passwords, ""))
+            await prepare(transaction, [""] * len(passwords))
 
         async def update(transaction: Transaction) -> None:
             stored, credentials = await prepare(transaction, hashes)
@@ -438,12 +439,10 @@ class Management:
                 after=version,
             )
 
-        passwords = list(dict.fromkeys(plain_passwords(updates)))
-        hashes: dict[PlainPassword, str] = {}
+        passwords = plain_passwords(updates)
         if passwords:
             await self._store.read(rehearse)
-            for password in passwords:
-                hashes[password] = await self._passwords.hash(password.text)
+        hashes = [await self._passwords.hash(password.text) for password in passwords]
         await self._store.write(update)
         return version
 
