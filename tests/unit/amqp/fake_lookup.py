@@ -32,6 +32,7 @@ class FakeLookup:
         self.behave: Callable[[], Awaitable[object]] | None = None
         self.asked: list[tuple[str, ...]] = []
         self.cancelled = 0
+        self.assertion = b'{"device-id":"d1"}'
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -56,7 +57,7 @@ class FakeLookup:
                 raise
         if device_id == "nope":
             raise NotFound("no such device", reason=Reason.DEVICE_UNKNOWN)
-        return Answer(200, b'{"device-id":"d1"}', "max-age = 300", tenant_id)
+        return Answer(200, self.assertion, "max-age = 300", tenant_id)
 
     async def get_credentials(self, principal: Principal, tenant_id: str, body: bytes | None) -> Answer:
         self.asked.append(("credentials", tenant_id, (body or b"").decode()))

@@ -461,15 +461,7 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
     async def scenario() -> None:
         async with Setting().running() as setting:
             client = await (await (await (await setting.connect()).log_in()).open()).attach(credit=2**31 - 1)
-            big = b'{"x":"' + b"x" * 200_000 + b'"}'
-
-            async def assert_registration(*_: object) -> Any:
-                return (200, big, None, "acme")
-
-            setting.lookup.assert_registration = assert_registration  # type: ignore[assignment,method-assign]
-            api = setting.server.api
-            endpoint = api.endpoints["registration"]
-            endpoint.ask.__self__._assert_registration = assert_registration  # type: ignore[attr-defined]
+            setting.lookup.assertion = b'{"x":"' + b"x" * 200_000 + b'"}'
             [peer] = setting.server.peers
             # Nothing is read by the client until the server has stopped reading, too.
             cast(asyncio.ReadTransport, client.writer.transport).pause_reading()
