@@ -8,6 +8,7 @@ reading them ends in a value or in `DecodeError`.
 import functools
 import itertools
 import os
+import re
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,7 @@ from kamado.amqp.values import (
     decode,
     encode,
     skip,
+    u32,
 )
 
 __all__ = [
@@ -97,7 +99,9 @@ __all__ = [
     "encode_message",
     "encode_performative",
     "encode_reply",
+    "is_settlement",
     "read_properties_tail",
+    "read_usual_flow",
     "skip",
 ]
 
@@ -599,6 +603,69 @@ def encode_frame(channel: int, performative: Performative, payload: bytes = b"",
     """Encode a whole frame (AMQP 2.3); `frame_type` 1 is SASL."""
     body = encode_performative(performative)
     return struct.pack(">IBBH", 8 + len(body) + len(payload), 2, frame_type, channel) + body + payload
+
+
+# --- Frames that come as often as requests do -------------------------------------------------------------------------
+
+# A receiver's disposition that settles: it asks for nothing. Clients send one for each reply, so it is told from the
+# others without being decoded: role true, first, last, settled true; state, if any, an outcome without fields.
+_SETTLED: Final = rb"\x41(?:\x43|\x52.|\x70....)(?:[\x40\x43]|\x52.|\x70....)\x41"
+_OUTCOME: Final = rb"(?:\x40|\x00\x53[\x24-\x27](?:\x45|\xc0\x01\x00))"
+_SETTLEMENT: Final = re.compile(
+    rb"\x00\x53\x15\xc0.(?:\x04%b|\x05%b%b|\x06%b%b[\x40-\x42])" % (_SETTLED, _SETTLED, _OUTCOME, _SETTLED, _OUTCOME),
+    re.DOTALL,
+)
+
+
+def is_settlement(data: bytes, pos: int, stop: int) -> bool:
+    """Tell whether the body of a frame, from `pos` to `stop`, is a disposition that needs no answer."""
+    match = _SETTLEMENT.match(data, pos, stop)
+    return match is not None and match.end() == stop and data[pos + 4] == stop - pos - 5
+
+
+def read_usual_flow(data: bytes, pos: int, stop: int) -> "Flow | None":
+    """Read a flow of the usual shape from the body of a frame; `None` if it is for `decode_performative`."""
+    # Descriptor and list8, which ends where the frame does; properties are not usual.
+    if data[pos + 3] != 0xC0 or data[pos + 4] != stop - pos - 5 or data[pos + 5] > 10:
+        return None
+    numbers: list[Any] = []
+    at = pos + 6
+    try:
+        while at < stop:
+            code = data[at]
+            if code == 0x40 or (code == 0x42 and len(numbers) > 7):
+                # The two booleans come last, drain and echo; where one is true, the complete path takes over.
+                numbers.append(None)
+                at += 1
+            elif len(numbers) > 7:
+                return None
+            elif code == 0x43:
+                numbers.append(0)
+                at += 1
+            elif code == 0x52:
+                numbers.append(data[at + 1])
+                at += 2
+            elif code == 0x70:
+                numbers.append(u32(data, at + 1)[0])
+                at += 5
+            else:
+                return None
+    except (IndexError, struct.error):
+        return None
+    count = len(numbers)
+    if at != stop or count != data[pos + 5] or count < 4 or None in numbers[1:4]:
+        return None
+    numbers += [None] * (8 - count)
+    return Flow(
+        next_incoming_id=numbers[0],
+        incoming_window=numbers[1],
+        next_outgoing_id=numbers[2],
+        outgoing_window=numbers[3],
+        handle=numbers[4],
+        delivery_count=numbers[5],
+        link_credit=numbers[6],
+        available=numbers[7],
+    )
 
 
 # --- Message sections (AMQP 3.2) --------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from kamado.amqp.codec import UNUSABLE, DecodeError, Request, Unusable
 from kamado.amqp.session import (
     FRAMING_ERROR,
     MIN_MAX_FRAME_SIZE,
-    TRANSFER_START,
     WINDOW,
     Closed,
     Event,
@@ -168,10 +167,10 @@ class Connection:
             stop = pos + size
             if stop > end:
                 break
-            if data.startswith(TRANSFER_START, pos + 8) and self._state is _State.OPEN:
+            if size > 13 and self._state is _State.OPEN and data.startswith(b"\x02\x00", pos + 4):
                 session = self._sessions.get(data[pos + 6] << 8 | data[pos + 7])
                 if session is not None:
-                    taken = session.take_requests(data, pos, end, events)
+                    taken = session.take_usual(data, pos, stop, events)
                     if taken != pos:
                         pos = taken
                         continue

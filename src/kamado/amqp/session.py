@@ -4,7 +4,7 @@
 have in common, its output, limits and counts, is `Shared`.
 
 Two ways lead from a transfer to a `Request`. Those of the usual shape, one frame each, on an open request link take the
-short one, `Session.take_requests`: it reads many of them in one go where they lie in the buffer and builds nothing but
+short one, `Session.take_usual`: it reads many of them in one go where they lie in the buffer and builds nothing but
 the requests. All else takes the complete one, frame by frame, through `codec` and `Session.on_transfer`. Both must give
 the same `Request`; what the short way does not recognise it leaves, untouched, to the complete one.
 """
@@ -24,7 +24,6 @@ from kamado.amqp.values import READ, u32
 __all__ = [
     "FRAMING_ERROR",
     "MIN_MAX_FRAME_SIZE",
-    "TRANSFER_START",
     "WINDOW",
     "Closed",
     "Event",
@@ -474,8 +473,6 @@ class _Partial:
         self.size = 0
 
 
-TRANSFER_START: Final = b"\x00\x53\x14\xc0"
-"""How the body of a frame begins that the short path may know."""
 # How long a message-id is that is no string: null, ulong, uuid.
 _ID_WIDTHS: Final = {0x40: 1, 0x44: 1, 0x53: 2, 0x80: 9, 0x98: 17}
 
@@ -650,7 +647,35 @@ class Session:
         self.write(codec.Detach(handle=link._handle, closed=True))
         self.forget(link)
 
-    def take_requests(self, data: bytes, pos: int, end: int, events: list[Event]) -> int:
+    def take_usual(self, data: bytes, pos: int, stop: int, events: list[Event]) -> int:
+        """Take a frame that comes once for each look-up or so, and needs no full decoding: the short path.
+
+        A run of requests may be taken with the first of them.
+
+        Args:
+            data: What has been read.
+            pos: Where the frame begins; its header is the usual one.
+            stop: Where it ends.
+            events: Where events are added.
+
+        Returns:
+            Where the first frame begins that is not taken: `pos` if none is.
+        """
+        if self.ended or data[pos + 8] or data[pos + 9] != 0x53:
+            return pos
+        code = data[pos + 10]
+        if code == 0x14:
+            return self._take_requests(data, pos, events)
+        if code == 0x15 and codec.is_settlement(data, pos + 8, stop):
+            return stop
+        if code == 0x13:
+            flow = codec.read_usual_flow(data, pos + 8, stop)
+            if flow is not None:
+                self.on_flow(flow, events)
+                return stop
+        return pos
+
+    def _take_requests(self, data: bytes, pos: int, events: list[Event]) -> int:
         """Take transfers of one request link, as many as follow each other and have the usual shape: the short path.
 
         Returns:
@@ -669,12 +694,11 @@ class Session:
                     return pos
         except (LookupError, struct.error):
             return pos
-        if link._state is not _LinkState.OPEN or link.is_sender or self.ended or link._partial is not None:
+        if link._state is not _LinkState.OPEN or link.is_sender or link._partial is not None or data[pos + 11] != 0xC0:
             return pos
+        end = len(data)
         # All that must repeat in each frame: header without size, start of the performative; handle.
         head = data[pos + 4 : pos + 12]
-        if not head.startswith(b"\x02\x00"):
-            return pos
         handle = data[pos + 14 : pos + 14 + width]
         credit = link._credit
         tails = link._tails

@@ -3,6 +3,7 @@
 import struct
 import uuid
 from collections.abc import Callable
+from unittest import mock
 
 import proton
 import pytest
@@ -13,17 +14,19 @@ from tests.unit.amqp.peer import Peer, message
 
 from kamado.amqp import codec, session, values
 from kamado.amqp.codec import UNUSABLE, Request
-from kamado.amqp.connection import Event, RequestsReceived
+from kamado.amqp.connection import Connection, Event, RequestsReceived
 
 
-def server(*, complete: bool) -> Peer:
+def server() -> Peer:
     peer = Peer(credit=1000).open().begin()
     peer.attach_receiver(0)
     peer.attach_sender(1)
-    if complete:
-        # No frame is short enough for the short path.
-        peer.connection._shared.short_limit = 0
     return peer
+
+
+def take_nothing(_session: session.Session, _data: bytes, pos: int, _stop: int, _events: list[Event]) -> int:
+    """A short path that leaves everything to the complete one."""
+    return pos
 
 
 def frame(performative: bytes, payload: bytes) -> bytes:
@@ -63,14 +66,15 @@ def shown(request: Request) -> tuple[object, ...]:
 
 def agree(data: bytes) -> list[object]:
     """Feed both paths; compare all that they do. Return what they told."""
-    short, complete = server(complete=False), server(complete=True)
+    short, complete = server(), server()
     result = told(short.write(data))
-    assert result == told(complete.write(data))
+    with mock.patch.object(session.Session, "take_usual", take_nothing):
+        assert result == told(complete.write(data))
     assert short.connection.data_to_send() == complete.connection.data_to_send()
-    # Counters too: the next flow and one more request tell of them.
+    # Counters too: the next flow and a reply tell of them.
     for peer in (short, complete):
-        if not peer.connection.is_closed and peer.links["s1"].is_open:
-            peer.links["s1"].give_credit()
+        peer.links["s1"].give_credit()
+        peer.links["r0"].send(b"reply")
     assert short.connection.data_to_send() == complete.connection.data_to_send()
     return result
 
@@ -242,12 +246,60 @@ def test_damaged_bytes_after_the_same_link_has_learnt_the_whole_ones(data: st.Da
     agree(whole + bytes(damaged))
 
 
+uints = st.integers(0, 2**32 - 1) | st.integers(0, 300)
+booleans = st.sampled_from([b"\x40", b"\x41", b"\x42"])
+encoded_uints = st.builds(lambda form, number: form(number), st.sampled_from(uint_forms), uints)
+outcomes = st.sampled_from([b"\x40", b"\0\x53\x24\x45", b"\0\x53\x26\xc0\x01\x00", b"\0\x53\x23\x45", b"\x41"])
+
+
+@st.composite
+def dispositions(draw: st.DrawFn) -> bytes:
+    fields = [
+        draw(booleans),
+        draw(encoded_uints),
+        draw(encoded_uints | null),
+        draw(booleans),
+        draw(outcomes | any_value),
+        draw(booleans | any_value),
+        draw(any_value),
+    ]
+    return b"\0\x53\x15" + _list(
+        draw(st.integers(0, 9)) == 0, fields[: draw(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 6, 7]))]
+    )
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> bytes:
+    handle = st.sampled_from([b"\x40", b"\x43", b"\x43", b"\x52\x01", b"\x52\x05"])
+    fields = [
+        draw(encoded_uints | null),
+        *(draw(encoded_uints | encoded_uints | encoded_uints | null) for _ in range(3)),
+        draw(handle),
+        *(draw(encoded_uints | null | st.just(b"\x43")) for _ in range(3)),
+        draw(booleans),
+        draw(booleans),
+        draw(any_value),
+    ]
+    if draw(st.integers(0, 5)) == 0:
+        fields[draw(st.integers(0, 10))] = draw(any_value)
+    return b"\0\x53\x13" + _list(draw(st.integers(0, 9)) == 0, fields[: draw(st.integers(3, 11))])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(dispositions() | flows(), min_size=1, max_size=4), st.data())
+def test_dispositions_and_flows(performatives: list[bytes], data: st.DataObject) -> None:
+    stream = bytearray(b"".join(frame(performative, b"") for performative in performatives))
+    if data.draw(st.integers(0, 2)) == 0:
+        stream[data.draw(st.integers(4, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    agree(bytes(stream) + transfer(message()))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_reads_may_end_anywhere(data: st.DataObject) -> None:
     stream = b"".join(transfer(message(message_id=f"m{number}"), number) for number in range(5))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    peer = server(complete=False)
+    peer = server()
     for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         peer.write(stream[start:stop])
     assert [request.correlation_id for request in peer.requests] == [b"\xa1\x02m%d" % number for number in range(5)]
@@ -257,13 +309,15 @@ def test_reads_may_end_anywhere(data: st.DataObject) -> None:
 
 
 @pytest.fixture
-def no_complete_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where a transfer takes the complete path."""
+def no_complete_path(monkeypatch: pytest.MonkeyPatch) -> Peer:
+    """A server with its links, that fails where a frame takes the complete path from now on."""
+    peer = server()
 
     def fail(*_arguments: object) -> None:
         pytest.fail("the complete path was taken")
 
-    monkeypatch.setattr(session.Session, "on_transfer", fail)
+    monkeypatch.setattr(Connection, "_take_frame", fail)
+    return peer
 
 
 def proton_message(**fields: object) -> bytes:
@@ -303,24 +357,21 @@ USUAL = {
 }
 
 
-@pytest.mark.usefixtures("no_complete_path")
 @pytest.mark.parametrize("payload", USUAL.values(), ids=list(USUAL))
-def test_usual_requests_take_the_short_path(payload: bytes) -> None:
-    peer = server(complete=False)
+def test_usual_requests_take_the_short_path(no_complete_path: Peer, payload: bytes) -> None:
+    peer = no_complete_path
     peer.write(transfer(payload) + transfer(payload, 1) + transfer(payload, 300))
     assert len(peer.requests) == 3
 
 
-@pytest.mark.usefixtures("no_complete_path")
-def test_a_batch_of_the_whole_credit_takes_the_short_path() -> None:
-    peer = server(complete=False)
+def test_a_batch_of_the_whole_credit_takes_the_short_path(no_complete_path: Peer) -> None:
+    peer = no_complete_path
     peer.write(b"".join(transfer(message(message_id=f"m{number}"), number) for number in range(1000)))
     assert len(peer.requests) == 1000
 
 
-@pytest.mark.usefixtures("no_complete_path")
-def test_correlation_ids_that_never_repeat_do_not_fill_the_memory() -> None:
-    peer = server(complete=False)
+def test_correlation_ids_that_never_repeat_do_not_fill_the_memory(no_complete_path: Peer) -> None:
+    peer = no_complete_path
     link = peer.links["s1"]
     for number in range(200):
         peer.write(transfer(message(correlation_id=f"c{number}"), number))
@@ -328,6 +379,23 @@ def test_correlation_ids_that_never_repeat_do_not_fill_the_memory() -> None:
         values.encode(f"c{number}") for number in range(200)
     ]
     assert len(link._tails) <= 64
+
+
+def test_what_stock_clients_send_beside_requests_takes_the_short_path(no_complete_path: Peer) -> None:
+    # One disposition for each reply, and flows that top up credit (amqp-apis 4.1).
+    peer = no_complete_path
+    accepted = codec.Described(codec.ULong(0x24), [])
+    for number in (0, 255, 256, 2**32 - 1):
+        for last in (None, number):
+            peer.send(codec.Disposition(role=True, first=number, last=last, settled=True, state=accepted))
+            peer.send(codec.Disposition(role=True, first=number, last=last, settled=True))
+    for state in (0x25, 0x26, 0x27):
+        rejected = codec.Described(codec.ULong(state), [])
+        peer.send(codec.Disposition(role=True, first=1, settled=True, state=rejected, batchable=True))
+    peer.flow(credit=200)
+    peer.flow(credit=200, delivery_count=100_000)
+    peer.flow(handle=None)
+    peer.flow(handle=1, credit=None)
 
 
 @pytest.mark.parametrize("payload", USUAL.values(), ids=list(USUAL))
