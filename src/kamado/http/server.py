@@ -217,6 +217,21 @@ class _Connection(HttpToolsProtocol):
         if self._overhead > (_MAX_HEAD_SIZE if self._is_in_head else _MAX_OVERHEAD):
             self._refuse(400, "the head of the request, or what is around the chunks of its body, is too large")
 
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio allows it, uvicorn narrows it
+        """Answer what has been asked, though the peer sends no more; TLS knows no half-closed connections.
+
+        Returns:
+            Whether to leave the connection open until then.
+        """
+        if self._receiving_since is not None and not self._is_refused:
+            self._refuse(400, "the request ended too early")
+        self._is_refused = True
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        # The newest request: with its answer the connection ends.
+        self.cycle.keep_alive = False
+        return self.scheme == "http"
+
     def pause_writing(self) -> None:
         self._blocked_since = self.loop.time()
         super().pause_writing()
