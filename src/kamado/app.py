@@ -7,6 +7,7 @@ health listener. Everything runs in one TaskGroup; a part that fails takes the r
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -232,6 +233,7 @@ class Process:
         self._command = command
         self._options = options
         self._stop = asyncio.Event()
+        self._drain_delay = 0.0
         self._tls: list[ReloadableTls] = []
         self._authenticator: Authenticator | None = None
         self._addresses: dict[str, str] = {}
@@ -262,6 +264,9 @@ class Process:
             http = self._build_http(core)
             stack.push_async_callback(http.stop, 0.0)
             await self._listen("http", config.http, http.listen)
+            # What the start has made stays to the end; the garbage collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             health.is_started = True
             self._write_ready_file()
             await self._announce(store)
@@ -269,7 +274,7 @@ class Process:
 
             logger.info("draining")
             health.is_draining = True
-            await asyncio.sleep(config.shutdown.drain_delay)
+            await asyncio.sleep(self._drain_delay)
             async with asyncio.TaskGroup() as group:
                 group.create_task(amqp.stop(config.shutdown.grace))
                 group.create_task(http.stop(config.shutdown.grace))
@@ -280,15 +285,17 @@ class Process:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._request_stop)
+        loop.add_signal_handler(signal.SIGTERM, self._request_stop, self._config.shutdown.drain_delay)
+        # Who presses Ctrl-C balances no load over us and does not want to wait.
+        loop.add_signal_handler(signal.SIGINT, self._request_stop, 0.0)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
-    def _request_stop(self) -> None:
+    def _request_stop(self, drain_delay: float) -> None:
         if self._stop.is_set():
             # Nothing is lost: what was acknowledged is on disk.
             logger.warning("second signal, stopping at once")
             os._exit(1)
+        self._drain_delay = drain_delay
         self._stop.set()
 
     def _reload(self) -> None:

@@ -545,6 +545,15 @@ def test_not_ready_while_draining(new_registry: NewRegistry) -> None:
     registry.process = None
 
 
+def test_ctrl_c_does_not_wait_for_load_balancers(new_registry: NewRegistry) -> None:
+    registry = new_registry({"shutdown.drain_delay": "60s"})
+    process = registry.process
+    assert process is not None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    registry.process = None
+
+
 def test_port_that_is_taken(new_registry: NewRegistry) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
