@@ -462,15 +462,17 @@ class Process:
 
     def _build_http(self, core: Core) -> HttpServer:
         config = self._config.http
+        # Nobody has to log in (management 3.11); the configuration has been checked to allow that.
+        operator = LOCAL_OPERATOR if config.is_local else ANONYMOUS_OPERATOR
+
+        async def find_operator(_: str | None) -> Principal:
+            return operator
+
         api = http_api.Api(
             core.management,
             http_api.ApiSettings(
                 max_body_size=config.max_body_size, cors_allowed_origins=frozenset(config.cors_allowed_origins)
             ),
-            self._find_operator,
+            find_operator,
         )
         return HttpServer(api, HttpServerSettings(idle_timeout=config.idle_timeout))
-
-    async def _find_operator(self, _: str | None) -> Principal:
-        """Nobody has to log in (management 3.11); the configuration has been checked to allow that."""
-        return LOCAL_OPERATOR if self._config.http.is_local else ANONYMOUS_OPERATOR
