@@ -390,7 +390,9 @@ class Process:
         try:
             bound_host, bound_port = await listen(host, port, context)
         except OSError as error:
-            message = f"{scheme}: {host}:{port} cannot be had: {os.strerror(error.errno or 0)}"
+            # A name that is not resolved has a number of its own kind, below zero.
+            cause = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            message = f"{scheme}: {host}:{port} cannot be had: {cause}"
             raise StartFailed(message, EXIT_UNAVAILABLE) from error
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         protocol = "http" if scheme == "health" else scheme
