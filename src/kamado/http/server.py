@@ -33,14 +33,13 @@ _MAX_HEAD_SIZE: Final = 64 * 1024
 """Bytes of request line and headers that may come without the head being complete."""
 _MAX_OVERHEAD: Final = 1024 * 1024
 """Bytes of a request that are no body: head, chunk sizes, trailers. The smallest chunks take five for one."""
-_SWEEP_INTERVAL: Final = 1.0
 _CLOSE_TIMEOUT: Final = 5.0
 """Seconds for a peer to take what is written before a connection is cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpServerSettings:
-    """Limits of all connections; times in seconds, kept to about a second."""
+    """Limits of all connections; times in seconds, kept to within `sweep_interval`."""
 
     idle_timeout: float = 60.0
     """For a connection without a request; 0: no limit."""
@@ -50,6 +49,8 @@ class HttpServerSettings:
     """For TLS."""
     max_connections: int = 1000
     """Further ones are answered with 503."""
+    sweep_interval: float = 1.0
+    """How often connections are looked at."""
 
 
 class Address(NamedTuple):
@@ -114,7 +115,7 @@ class HttpServer:
         )
         self._listeners.append(listener)
         if self._sweeper is None:
-            self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
+            self._sweeper = loop.call_later(self.settings.sweep_interval, self._sweep)
         name = listener.sockets[0].getsockname()
         return Address(name[0], name[1])
 
@@ -131,15 +132,10 @@ class HttpServer:
             listener.close()
         for connection in list(self.state.connections):
             connection.shutdown()
-        while self.state.connections and (remaining := deadline - loop.time()) > 0:
-            self._gone.clear()
-            try:
-                async with asyncio.timeout(remaining):
-                    await self._gone.wait()
-            except TimeoutError:
-                break
+        await self._wait_until_gone(grace)
         for connection in list(self.state.connections):
             connection.transport.abort()
+        await self._wait_until_gone(_CLOSE_TIMEOUT)
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -151,6 +147,15 @@ class HttpServer:
                 task.cancel()
             await asyncio.wait(tasks)
 
+    async def _wait_until_gone(self, patience: float) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                while self.state.connections:
+                    self._gone.clear()
+                    await self._gone.wait()
+        except TimeoutError:
+            return
+
     def forget(self) -> None:
         """Take note that a connection is gone."""
         self._gone.set()
@@ -161,7 +166,7 @@ class HttpServer:
         now = loop.time()
         for connection in list(self.state.connections):
             cast(_Connection, connection).check_time(now)
-        self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
+        self._sweeper = loop.call_later(self.settings.sweep_interval, self._sweep)
 
 
 class _Connection(HttpToolsProtocol):
@@ -177,6 +182,8 @@ class _Connection(HttpToolsProtocol):
         self._owner = server
         self._is_refused = False
         """A request was malformed; nothing that follows is read."""
+        self._is_upgrade = False
+        """The request that is being parsed asks for another protocol."""
         self._overhead = 0
         self._is_in_head = True
         self._idle_since = 0.0
@@ -207,15 +214,33 @@ class _Connection(HttpToolsProtocol):
             return
         self._overhead += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing to upgrade to: the request has been taken as if it had not asked (RFC 9110, 7.8).
-            pass
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(400, "malformed HTTP request")
             return
         if self._overhead > (_MAX_HEAD_SIZE if self._is_in_head else _MAX_OVERHEAD):
             self._refuse(400, "the head of the request, or what is around the chunks of its body, is too large")
+
+    def _feed(self, data: bytes) -> None:
+        """Parse bytes; requests to upgrade are taken as if they had not asked (RFC 9110, 7.8).
+
+        Some clients, Java's above all, ask for HTTP/2 in this way with any request. The parser then takes the body for
+        something that is no HTTP, so it gets the head once more, without that header.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._is_upgrade:
+                    raise
+                self._is_upgrade = False
+                lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+                lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+                data = b"\r\n".join((*lines, b"", b"")) + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            else:
+                return
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio allows it, uvicorn narrows it
         """Answer what has been asked, though the peer sends no more; TLS knows no half-closed connections.
@@ -247,6 +272,9 @@ class _Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._is_upgrade = True
+            return
         self._is_in_head = False
         super().on_headers_complete()
 
@@ -255,6 +283,8 @@ class _Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._is_upgrade:
+            return
         self._receiving_since = None
         self._overhead = 0
         self._is_in_head = True
