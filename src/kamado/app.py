@@ -54,6 +54,7 @@ __all__ = [
     "Core",
     "build_core",
     "credential_rules",
+    "find_operator",
     "now_utc",
     "run",
 ]
@@ -67,6 +68,11 @@ EXIT_CONFIGURATION = 78
 
 ANONYMOUS_OPERATOR = Principal(name="anonymous")
 """Who calls the management API where everybody may, on other addresses than loopback: secrets are not revealed."""
+
+
+def find_operator(config: HttpConfig) -> Principal:
+    """Tell who calls the management API, while nobody has to log in (management 3.11, 6.10)."""
+    return LOCAL_OPERATOR if config.is_local else ANONYMOUS_OPERATOR
 
 
 def now_utc() -> datetime:
@@ -218,6 +224,10 @@ def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamad
     except StartFailed as error:
         logger.error("start failed", extra={"error": str(error)})
         return error.status
+    except Unavailable as error:
+        # The database went away between being opened and everything being ready.
+        logger.error("start failed", extra={"error": str(error)})
+        return EXIT_UNAVAILABLE
     except Exception:
         # The one place for what nobody foresaw.
         logger.exception("internal error")
@@ -465,9 +475,9 @@ class Process:
     def _build_http(self, core: Core) -> HttpServer:
         config = self._config.http
         # Nobody has to log in (management 3.11); the configuration has been checked to allow that.
-        operator = LOCAL_OPERATOR if config.is_local else ANONYMOUS_OPERATOR
+        operator = find_operator(config)
 
-        async def find_operator(_: str | None) -> Principal:
+        async def access(_: str | None) -> Principal:
             return operator
 
         api = http_api.Api(
@@ -475,6 +485,6 @@ class Process:
             http_api.ApiSettings(
                 max_body_size=config.max_body_size, cors_allowed_origins=frozenset(config.cors_allowed_origins)
             ),
-            find_operator,
+            access,
         )
         return HttpServer(api, HttpServerSettings(idle_timeout=config.idle_timeout))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kamado.app import Process, StartFailed
-from kamado.auth import LOCAL_OPERATOR
+from kamado.app import Process, StartFailed, find_operator
 from kamado.config import Config, load
 
 
@@ -17,22 +16,13 @@ def configured(tmp_path: Path, *assignments: str) -> Config:
     return load(config_file=file, assignments=assignments, environment={}).config
 
 
-def operator_reveals_secrets(config: Config) -> bool:
-    async def find() -> bool:
-        principal = await Process(config, None, "kamado", "")._find_operator(None)
-        assert (principal is LOCAL_OPERATOR) == principal.may_reveal_secrets
-        return principal.may_reveal_secrets
-
-    return asyncio.run(find())
-
-
 def test_only_callers_on_this_machine_are_shown_secrets(tmp_path: Path) -> None:
     """Management 6.10, PSK `key`: the local caller of 3.11 may reveal secrets, nobody else yet."""
-    assert operator_reveals_secrets(configured(tmp_path))
+    assert find_operator(configured(tmp_path).http).may_reveal_secrets
     elsewhere = ("http.insecure.bind=192.0.2.1", "http.insecure.enabled=true", "http.auth.allow_anonymous=true")
-    assert not operator_reveals_secrets(configured(tmp_path, *elsewhere))
+    assert not find_operator(configured(tmp_path, *elsewhere).http).may_reveal_secrets
     # Permission to open the API is not the same as opening it.
-    assert operator_reveals_secrets(configured(tmp_path, "http.auth.allow_anonymous=true"))
+    assert find_operator(configured(tmp_path, "http.auth.allow_anonymous=true").http).may_reveal_secrets
 
 
 def test_container_id_names_the_listener(tmp_path: Path) -> None:
