@@ -95,7 +95,7 @@ def run(check: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None
     deadline = time.monotonic() + SECONDS
 
     @settings(
-        max_examples=int(SECONDS * 300),
+        max_examples=int(SECONDS * 100),
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],

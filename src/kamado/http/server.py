@@ -232,7 +232,10 @@ class _Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 if not self._is_upgrade:
-                    raise
+                    # CONNECT: what follows would be a tunnel, which there is not; with the answer the connection ends.
+                    self._is_refused = True
+                    self.cycle.keep_alive = False
+                    return
                 self._is_upgrade = False
                 lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
                 lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
