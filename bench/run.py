@@ -47,6 +47,8 @@ TENANT_COUNT = 100
 HTTP_CONNECTIONS = 32
 SHAPES = [(1, 1), (1, 10), (1, 100), (50, 10)]
 """Connections, and requests in flight on each."""
+QUIET = 0.1
+"""Cores that others may use without disturbing."""
 DEVICE = json.dumps({"defaults": {"content-type": "application/json"}, "ext": {"serial": "4711"}})
 # A ready-made hash: hashing is not what is measured.
 BCRYPT = "$2a$10$abcdefghijklmnopqrstuuuK3UBi2GuyTLlnf1JZO4mwdsdVG7At2"
@@ -156,6 +158,20 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def other_load(seconds: float = 0.3) -> float:
+    """Cores that are in use while nothing is measured."""
+    before = busy_seconds()
+    time.sleep(seconds)
+    return (busy_seconds() - before) / seconds
+
+
+def await_quiet(patience: float) -> None:
+    """Wait until nobody else uses the machine, but not for ever."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and other_load() > QUIET:
+        pass
+
+
 def measure(server: Server, name: str, shape: str, command: Sequence[str], expect: str) -> Result:
     """Run a load client and read the server's processor time around what it counts."""
     console.print(f"  {name} ({shape}) ...", style="dim")
@@ -191,11 +207,14 @@ def measure(server: Server, name: str, shape: str, command: Sequence[str], expec
 class Bench:
     """The measurements, on one server."""
 
-    def __init__(self, server: Server, directory: Path, devices: int, seconds: float, report: Report) -> None:
+    def __init__(
+        self, server: Server, directory: Path, devices: int, seconds: float, patience: float, report: Report
+    ) -> None:
         self.server = server
         self.directory = directory
         self.devices = devices
         self.seconds = seconds
+        self.patience = patience
         self.report = report
 
     def add(self, result: Result, *, goal: str = "", met: bool | None = None) -> None:
@@ -219,6 +238,7 @@ class Bench:
             "0",
             "0",
         ]
+        await_quiet(self.patience)
         return measure(self.server, name, f"{connections} connections", command, expect)
 
     def amqp(
@@ -240,7 +260,15 @@ class Bench:
             *(target, kind, path, str(connections), str(in_flight)),
             *(("0", "0") if once else ("0.5", str(self.seconds))),
         ]
-        return measure(server, name, f"{connections} × {in_flight} in flight", command, expect)
+        shape_text = f"{connections} × {in_flight} in flight"
+        deadline = time.monotonic() + self.patience
+        await_quiet(self.patience)
+        result = measure(server, name, shape_text, command, expect)
+        while not once and result.others > QUIET and time.monotonic() < deadline:
+            await_quiet(deadline - time.monotonic())
+            again = measure(server, name, shape_text, command, expect)
+            result = min(result, again, key=lambda one: one.others)
+        return result
 
     # Filling
 
@@ -473,6 +501,13 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Directory of the database; kept, and not filled again if it holds one.")
     ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to wait, at each measurement, until nobody else uses the machine; a look-up measurement that "
+            "was disturbed is repeated within that time, and the least disturbed one counts."
+        ),
+    ] = 0.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
     profile: Annotated[
         Path | None,
@@ -489,9 +524,7 @@ def main(
         if not (CLIENTS / client).exists():
             sys.exit("The load clients are not built; run this through make bench.")
     report = Report(machine=machine(), devices=devices)
-    busy = busy_seconds()
-    time.sleep(0.5)
-    if (busy := (busy_seconds() - busy) / 0.5) > 0.1:
+    if (busy := other_load()) > QUIET:
         console.print(f"The machine is busy: others use {busy:.1f} cores. Rates will be too low.", style="bold red")
     with working_directory(data) as directory:
         filled = directory / f"filled-{devices}"
@@ -500,7 +533,7 @@ def main(
             server = Server(directory, python=python, profile=None, settings=settings or [])
             try:
                 report.figures["ready in s, empty database"] = server.seconds_to_ready
-                Bench(server, directory, devices, seconds, report).fill()
+                Bench(server, directory, devices, seconds, patience, report).fill()
                 report.figures["MiB resident after filling"] = server.memory_mib("VmRSS")
                 report.figures["MiB resident at most while filling"] = server.memory_mib("VmHWM")
             finally:
@@ -511,7 +544,7 @@ def main(
         try:
             report.figures[f"ready in s, {devices:,} devices"] = server.seconds_to_ready
             report.figures["MiB resident when ready"] = server.memory_mib("VmRSS")
-            bench = Bench(server, directory, devices, seconds, report)
+            bench = Bench(server, directory, devices, seconds, patience, report)
             for name in chosen:
                 MEASUREMENTS[name](bench)
             report.figures["MiB resident after the load"] = server.memory_mib("VmRSS")
