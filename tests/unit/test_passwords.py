@@ -43,7 +43,11 @@ def test_all_equivalent_prefixes_verify(passwords: PasswordHasher, prefix: str) 
     assert not asyncio.run(passwords.verify("Secret", hash_with(prefix)))
 
 
-@pytest.mark.parametrize("hashed", ["", "secret", hash_with("2x"), hash_with("2a")[:-1], hash_with("2a") + "\n"])
+@pytest.mark.parametrize(
+    "hashed",
+    ["", "secret", hash_with("2x"), hash_with("2a")[:-1], hash_with("2a") + "\n"],
+    ids=["empty", "plain", "2x", "cut", "line-end"],
+)
 def test_other_hashes_match_nothing(passwords: PasswordHasher, hashed: str) -> None:
     assert not asyncio.run(passwords.verify("secret", hashed))
 
