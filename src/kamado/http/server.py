@@ -75,7 +75,7 @@ class HttpServer:
         self._gone = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
-        # Loading creates no loop, touches no logger and imports nothing by name.
+        # Of uvicorn's configuration only what its protocol class reads: no loop, no signals, no access log.
         self._config = Config(
             cast(Any, application),
             http=_Connection,
@@ -197,7 +197,10 @@ class _Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
         self._idle_since = self.loop.time()
-        if len(self.connections) > self._owner.settings.max_connections:
+        if self._owner.is_stopping:
+            self._is_refused = True
+            self.transport.close()
+        elif len(self.connections) > self._owner.settings.max_connections:
             _log.warning("too many connections, one is refused", extra={"limit": self._owner.settings.max_connections})
             self._is_refused = True
             self.transport.write(_bare_response(503, "too many connections; try again later", retry=True))
