@@ -873,25 +873,30 @@ _MESSAGE_ID_HEAD: Final = b"\xa1\x24" + str(uuid.UUID(bytes=os.urandom(16), vers
 _numbers = itertools.count(int.from_bytes(os.urandom(5), "big"))
 
 
-@functools.lru_cache(maxsize=1024)
-def _reply_head(endpoint: str, tenant_id: str | None) -> bytes:
-    return endpoint.encode() if tenant_id is None else f"{endpoint}/{tenant_id}".encode()
+class _ReplyParts(NamedTuple):
+    """What repeats from reply to reply, encoded: the start of `to`, the content-type, application properties."""
+
+    to: bytes
+    content_type: bytes
+    items: bytes
+    item_count: int
 
 
 @functools.lru_cache(maxsize=4096)
-def _reply_properties(status: int, cache_control: str | None, tenant_id: str | None) -> tuple[bytes, int]:
-    """Encode the application properties that repeat from reply to reply: their bytes, and how many items they are."""
-    parts = [encode("status"), encode(Int(status))]
+def _reply_parts(
+    endpoint: str, status: int, cache_control: str | None, tenant_id: str | None, content_type: str | None
+) -> _ReplyParts:
+    items = [encode("status"), encode(Int(status))]
     if tenant_id is not None:
-        parts += encode("tenant_id"), encode(tenant_id)
+        items += encode("tenant_id"), encode(tenant_id)
     if cache_control is not None:
-        parts += encode("cache_control"), encode(cache_control)
-    return b"".join(parts), len(parts)
-
-
-@functools.lru_cache(maxsize=16)
-def _content_type(content_type: str) -> bytes:
-    return encode(Symbol(content_type))
+        items += encode("cache_control"), encode(cache_control)
+    return _ReplyParts(
+        endpoint.encode() if tenant_id is None else f"{endpoint}/{tenant_id}".encode(),
+        encode(None if content_type is None else Symbol(content_type)),
+        b"".join(items),
+        len(items),
+    )
 
 
 def encode_reply(
@@ -912,35 +917,52 @@ def encode_reply(
         correlation_id: `Request.correlation_id`, encoded with its type.
         payload: Body, sent as one data section; none if `None`. `content_type` is set only with a body.
     """
-    to = _reply_head(endpoint, tenant_id)
-    items, count = _reply_properties(status, cache_control, tenant_id)
+    to, encoded_type, items, count = _reply_parts(
+        endpoint, status, cache_control, tenant_id, None if payload is None else content_type
+    )
+    to_size = len(to)
     if device_id is not None:
         device = device_id.encode()
+        size = len(device)
+        to_size += size + 1
         to = b"%b/%b" % (to, device)
-        length = len(device)
-        if length < 256:
-            items = b"%b\xa1\x09device_id\xa1%c%b" % (items, length, device)
-        else:
-            items = b"%b\xa1\x09device_id\xb1%b%b" % (items, U32.pack(length), device)
+        items = b"%b\xa1\x09device_id%b%b" % (items, b"\xa1%c" % size if size < 256 else _wide_string(size), device)
         count += 2
-    length = len(to)
-    # message-id, user-id, to, subject, reply-to, correlation-id, content-type
-    fields_ = b"%b%012x\x40%b%b\x40\x40%b%b" % (
+    if payload is None:
+        body = b""
+    else:
+        size = len(payload)
+        body = b"\0\x53\x75\xa0%c" % size if size < 256 else b"\0\x53\x75\xb0" + U32.pack(size)
+    # Fields of the properties: message-id, user-id, to, subject, reply-to, correlation-id, content-type.
+    size = 44 + to_size + len(correlation_id) + len(encoded_type)
+    items_size = 1 + len(items)
+    if size < 256 and items_size < 256:
+        return b"\0\x53\x73\xc0%c\x07%b%012x\x40\xa1%c%b\x40\x40%b%b\0\x53\x74\xc1%c%c%b%b%b" % (
+            size,
+            _MESSAGE_ID_HEAD,
+            next(_numbers) & 0xFFFFFFFFFFFF,
+            to_size,
+            to,
+            correlation_id,
+            encoded_type,
+            items_size,
+            count,
+            items,
+            body,
+            payload or b"",
+        )
+    properties = b"%b%012x\x40%b%b\x40\x40%b%b" % (
         _MESSAGE_ID_HEAD,
         next(_numbers) & 0xFFFFFFFFFFFF,
-        b"\xa1%c" % length if length < 256 else b"\xb1" + U32.pack(length),
+        _wide_string(to_size),
         to,
         correlation_id,
-        b"\x40" if payload is None else _content_type(content_type),
+        encoded_type,
     )
-    size = len(fields_) + 1
-    head = b"\0\x53\x73\xc0%c\x07" % size if size < 256 else b"\0\x53\x73\xd0" + struct.pack(">II", size + 3, 7)
-    size = len(items) + 1
-    between = (
-        b"\0\x53\x74\xc1%c%c" % (size, count) if size < 256 else b"\0\x53\x74\xd1" + struct.pack(">II", size + 3, count)
-    )
-    if payload is None:
-        return head + fields_ + between + items
-    size = len(payload)
-    body = b"\0\x53\x75\xa0%c" % size if size < 256 else b"\0\x53\x75\xb0" + U32.pack(size)
-    return b"".join((head, fields_, between, items, body, payload))
+    head = b"\0\x53\x73\xd0" + compound(properties, 7, True)
+    return head + b"\0\x53\x74\xd1" + compound(items, count, True) + body + (payload or b"")
+
+
+def _wide_string(size: int) -> bytes:
+    """Constructor and size of a string in its long form."""
+    return b"\xb1" + U32.pack(size)
