@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 AMQP_HEADER: Final = b"AMQP\x00\x01\x00\x00"
+# Milliseconds. Heartbeats for a shorter one would be an attack on the processor (AMQP 2.4.5 lets us close).
+_MIN_IDLE_TIME_OUT: Final = 100
 _HEARTBEAT: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"
 
 
@@ -246,6 +248,8 @@ class Connection:
         self._shared.peer_max_frame_size = max(peer.max_frame_size, MIN_MAX_FRAME_SIZE)
         self._peer_channel_max = peer.channel_max
         if peer.idle_time_out:
+            if peer.idle_time_out < _MIN_IDLE_TIME_OUT:
+                raise ProtocolError("amqp:resource-limit-exceeded", "idle-time-out is too short")
             # Half of what it asks for, so that one late frame does no harm (amqp-apis 2.2).
             self._heartbeat_interval = peer.idle_time_out / 2000
         self._write_open()

@@ -95,6 +95,16 @@ def test_heartbeats_at_half_of_what_the_peer_asks_for() -> None:
     assert peer.connection.next_deadline() == 8.0
 
 
+def test_too_many_heartbeats_are_refused() -> None:
+    # AMQP 2.4.5: a peer that cannot support the proposed idle-time-out should close
+    peer = Peer()
+    peer.write(AMQP_HEADER)
+    peer.send(codec.Open(container_id="c", idle_time_out=99))
+    error = closing(peer)
+    assert error == codec.Error("amqp:resource-limit-exceeded", "idle-time-out is too short")
+    assert Peer().open(idle_time_out=100).connection.next_deadline() == 0.05
+
+
 def test_any_frame_is_as_good_as_a_heartbeat() -> None:
     peer = Peer().open(idle_time_out=8000)
     peer.now = 3.0
