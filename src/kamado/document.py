@@ -70,7 +70,7 @@ def decode(data: bytes) -> object:
 
 
 def _text_of(error: Exception) -> str:
-    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).removeprefix("JSON is malformed: ")
 
 
 def _too_deep() -> BadRequest:

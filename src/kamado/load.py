@@ -148,7 +148,8 @@ def read_files(paths: Sequence[Path], *, rules: CredentialRules, now: datetime) 
     Args:
         paths: The files; their order does not matter.
         rules: What ids, passwords and hashes have to look like.
-        now: Which trust anchors are valid, for their templates.
+        now: Which trust anchors are valid, for their templates. Those of tenants that only the database has do not
+            count, so credentials that are given as certificates get their subject as auth-id there.
 
     Raises:
         LoadErrors: A file cannot be read, or an entry is against a rule; all of them are listed.
@@ -196,7 +197,7 @@ class _Reader:
 
     def _has_placeholder(self, entry: Entry, element: object) -> bool:
         found = list(_placeholders(element, ""))
-        self._problems += [entry.problem(f"{path}: holds the placeholder {text}") for path, text in found]
+        self._problems += [entry.problem(f"{path}holds the placeholder {text}") for path, text in found]
         return bool(found)
 
     def _checked(self, entry: Entry, read: Callable[[Entry, T], None], value: T) -> None:
@@ -379,7 +380,7 @@ def _placeholders(value: object, path: str) -> Iterator[tuple[str, str]]:
         for index, inner in enumerate(value):
             yield from _placeholders(inner, f"{path}[{index}]")
     elif isinstance(value, str) and (found := _PLACEHOLDER.search(value)):
-        yield path, found[0]
+        yield path and f"{path}: ", found[0]
 
 
 # --- A plan to the database ---
