@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from tests.integration.certificates import TlsFiles, tls_files
 
-__all__ = ["Registry", "Response", "new_id", "poll", "send_request"]
+__all__ = ["Registry", "Response", "kamado", "new_id", "poll", "send_request"]
 
 T = TypeVar("T")
 JsonObject = dict[str, object]
@@ -136,6 +136,24 @@ def send_request(
         return Response(response.status, response.headers, response.read())
     finally:
         connection.close()
+
+
+def kamado(
+    *arguments: str, expect_status: int | None = 0, environment: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a `kamado` command on nothing but its arguments; `KAMADO_*` of the test's own environment is removed."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "kamado", *arguments],
+        env=own | (environment or {}),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert expect_status is None or result.returncode == expect_status, result.stderr
+    return result
 
 
 class Registry:

@@ -1,22 +1,15 @@
 """The command `kamado` in processes of its own, beside a running registry."""
 
 import json
-import os
 import re
-import signal
 import socket
 import sqlite3
-import stat
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.integration.certificates import Authority
-from tests.integration.conftest import NewRegistry
-from tests.integration.registry import Registry, new_id, poll
+from tests.integration.registry import Registry, kamado, new_id
 
 OK, REFUSED, USAGE, NOT_ALLOWED, WRONG_REQUEST = 0, 1, 2, 3, 4
 WRONG_DATA, UNAVAILABLE, LOGIN_REFUSED, CONFIGURATION = 65, 69, 77, 78
@@ -26,23 +19,6 @@ def ask(registry: Registry, *arguments: str, expect_status: int | None = OK, std
     """Run a subcommand of `ask` against the plain listener."""
     url = registry.addresses["amqp"]
     return registry.run("ask", *arguments, "--url", url, expect_status=expect_status, stdin=stdin).stdout
-
-
-def kamado(
-    *arguments: str, expect_status: int | None = OK, environment: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
-    result = subprocess.run(
-        [sys.executable, "-m", "kamado", *arguments],
-        env=own | (environment or {}),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert expect_status is None or result.returncode == expect_status, result.stderr
-    return result
 
 
 # ask
@@ -443,167 +419,3 @@ def test_help_and_version() -> None:
     for arguments in ([], ["identity"], ["ask"], ["explain"]):
         assert "Usage:" in kamado(*arguments, expect_status=USAGE).stdout + kamado(*arguments, "--help").stdout
     assert kamado("nonsense", expect_status=USAGE).stdout == ""
-
-
-# serve
-
-
-def test_first_start_makes_one_identity(new_registry: NewRegistry) -> None:
-    """Settled, "Who may use AMQP": mode 0600, two lines, only if there is none."""
-    registry = new_registry()
-    lines = registry.credentials_file.read_text().splitlines()
-    assert [line.partition("=")[0] for line in lines] == ["username", "password"]
-    assert stat.S_IMODE(registry.credentials_file.stat().st_mode) == 0o600
-    assert str(registry.credentials_file) in registry.log.read_text()
-    assert registry.password not in registry.log.read_text()
-    before = registry.credentials_file.read_text()
-    registry.restart()
-    assert registry.credentials_file.read_text() == before
-
-
-def test_permissions_file_takes_the_place_of_the_first_identity_and_is_read_again(
-    new_registry: NewRegistry, tmp_path: Path
-) -> None:
-    """Authentication 4.1: reload on a signal; on error the old one stays."""
-    file = tmp_path / "permissions.json"
-    grants = [
-        {"resource": "tenant", "activities": ["READ", "WRITE"]},
-        {"operation": "tenant/*:*", "activities": ["EXECUTE"]},
-    ]
-
-    def write(password: str) -> None:
-        user = {"mechanism": "PLAIN", "password": password, "authorities": ["r"]}
-        file.write_text(json.dumps({"roles": {"r": grants}, "users": {"u": user}}))
-
-    write("one")
-    registry = new_registry({"auth.permissions_file": str(file)})
-    assert not registry.credentials_file.exists()
-    tenant_id = registry.create_tenant()
-
-    def login(password: str) -> int:
-        variables = {"KAMADO_ASK_PASSWORD": password, "KAMADO_CONFIG": str(registry.config_file)}
-        url = registry.addresses["amqp"]
-        arguments = ("ask", "tenant", tenant_id, "--url", url, "--username", "u")
-        return kamado(*arguments, expect_status=None, environment=variables).returncode
-
-    def reload(message: str) -> None:
-        before = registry.log.read_text().count(message)
-        os.kill(registry.pid, signal.SIGHUP)
-        poll(lambda: registry.log.read_text().count(message) > before, what=message)
-
-    assert login("one") == OK
-    write("two")
-    reload("permissions file reloaded")
-    assert login("one") == LOGIN_REFUSED
-    assert login("two") == OK
-    file.write_text("{")
-    reload("permissions file not reloaded")
-    assert login("two") == OK
-
-
-def test_key_material_is_read_again(new_registry: NewRegistry) -> None:
-    registry = new_registry(tls=True)
-    assert registry.tls is not None
-    arguments = ("ask", "tenant", registry.create_tenant(), "--url", registry.addresses["amqps"])
-    registry.run(*arguments, "--ca-file", str(registry.tls.ca_file))
-    authority = Authority.create("CN=Next CA")
-    ca_file, _ = authority.write(registry.directory, "next-ca")
-    authority.issue("CN=localhost", server=True).write(registry.tls.cert_file.parent, "server")
-    os.kill(registry.pid, signal.SIGHUP)
-    poll(lambda: registry.log.read_text().count("key material reloaded") == 2, what="reload")
-    registry.run(*arguments, "--ca-file", str(ca_file))
-    registry.run(*arguments, "--ca-file", str(registry.tls.ca_file), expect_status=UNAVAILABLE)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_in_order(new_registry: NewRegistry, number: int) -> None:
-    """Configuration 3.3: exit 0; the database is folded up."""
-    registry = new_registry()
-    registry.create_tenant()
-    process = registry.process
-    assert process is not None
-    process.send_signal(number)
-    assert process.wait(20) == 0
-    registry.process = None
-    assert "Traceback" not in registry.log.read_text()
-    assert not registry.database.with_name("kamado.db-wal").exists()
-
-
-def test_not_ready_while_draining(new_registry: NewRegistry) -> None:
-    """Configuration 3.3, steps 1 and 2; a second signal ends it at once with 1."""
-    registry = new_registry({"shutdown.drain_delay": "60s"})
-    assert registry.health("/readiness").status == 200
-    assert registry.health("/liveness").status in {200, 204}
-    process = registry.process
-    assert process is not None
-    process.send_signal(signal.SIGTERM)
-    poll(lambda: registry.health("/readiness").status == 503, what="not ready")
-    assert registry.health("/liveness").status in {200, 204}
-    registry.create_tenant()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 1
-    registry.process = None
-
-
-def test_ctrl_c_does_not_wait_for_load_balancers(new_registry: NewRegistry) -> None:
-    registry = new_registry({"shutdown.drain_delay": "60s"})
-    process = registry.process
-    assert process is not None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    registry.process = None
-
-
-def test_port_that_is_taken(new_registry: NewRegistry) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        for key in ("http.insecure.port", "amqp.insecure.port", "health.port"):
-            registry = new_registry({key: str(port)}, start=False)
-            result = subprocess.run(
-                registry.command, env=registry.environment, capture_output=True, text=True, timeout=60, check=False
-            )
-            assert result.returncode == UNAVAILABLE
-            assert str(port) in result.stdout
-            assert "Traceback" not in result.stdout + result.stderr
-
-
-def test_data_of_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> None:
-    tenant_id = new_id()
-    (tmp_path / "t.json").write_text(json.dumps([{"tenant-id": tenant_id}]))
-    registry = new_registry({"startup.load": str(tmp_path / "t.json")})
-    assert registry.request("DELETE", f"/v1/tenants/{tenant_id}").status == 204
-    other = registry.create_tenant()
-    registry.restart()
-    assert registry.request("GET", f"/v1/tenants/{tenant_id}").status == 404
-    assert registry.request("GET", f"/v1/tenants/{other}").status == 200
-
-
-def test_wrong_data_stops_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text('[{"tenant-id": "a b"}]')
-    registry = new_registry({"startup.load": str(tmp_path / "t.json")}, start=False)
-    result = subprocess.run(
-        registry.command, env=registry.environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert result.returncode == CONFIGURATION
-    assert "t.json" in result.stdout
-    assert "Traceback" not in result.stdout + result.stderr
-
-
-@pytest.fixture
-def database_that_is_not_ours(tmp_path: Path) -> Iterator[Path]:
-    file = tmp_path / "other.db"
-    with sqlite3.connect(file) as database:
-        database.execute("CREATE TABLE a (b)")
-    database.close()
-    yield file
-    with sqlite3.connect(file) as database:
-        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("a",)]
-    database.close()
-
-
-def test_database_of_another_program_is_refused(database_that_is_not_ours: Path) -> None:
-    setting = f"storage.url=sqlite:///{database_that_is_not_ours}"
-    result = kamado("serve", "--set", setting, "--set", "health.port=0", expect_status=UNAVAILABLE)
-    assert "another program" in result.stdout
