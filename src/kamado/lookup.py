@@ -112,6 +112,7 @@ _decode_object = msgspec.json.Decoder(dict[str, object]).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_registration = msgspec.json.Decoder(_Registration).decode
+_decode_command_endpoint = msgspec.json.Decoder(JsonObject).decode
 _decode_gateway = msgspec.json.Decoder(_Gateway).decode
 _decode_credential = msgspec.json.Decoder(_Credential).decode
 _decode_x509_credential = msgspec.json.Decoder(_X509Credential).decode
@@ -245,7 +246,7 @@ class LookupService:
                 device.defaults,
                 device.downstream,
                 device.upstream,
-                device.command_endpoint,
+                device.command_endpoint and _command_endpoint(device.command_endpoint),
             )
         )
         return Answer(200, payload, self._assertion_directive, tenant_id)
@@ -400,6 +401,20 @@ def _check_criteria(request: JsonObject) -> tuple[str, str]:
     if not isinstance(auth_id, str):
         raise BadRequest("auth-id: must be given, as a string", reason=Reason.MALFORMED_REQUEST)
     return type_, auth_id
+
+
+def _command_endpoint(stored: msgspec.Raw) -> msgspec.Raw:
+    """Return a command endpoint whose payload properties are texts: adapters read an object of strings (10.3)."""
+    endpoint = _decode_command_endpoint(stored)
+    properties = endpoint.get("payload-properties")
+    if not isinstance(properties, dict):
+        return stored
+    endpoint["payload-properties"] = {
+        name: value if isinstance(value, str) else encode(value).decode()
+        for name, value in properties.items()
+        if value is not None
+    }
+    return msgspec.Raw(encode(endpoint))
 
 
 def _check_gateway(row: RegistrationRow | None, gateway_id: str, device: _Registration) -> None:

@@ -338,6 +338,26 @@ class TestRegistration:
         )
         assert payload(acme.assertion("full")) == {"device-id": "full"} | passed_on
 
+    def test_payload_properties_are_texts_for_adapters(self, acme: Acme) -> None:
+        """amqp-apis 10.3: an object of strings, while management 5.3 lets an operator store any JSON."""
+        acme.sample.put_device(
+            "acme",
+            "typed",
+            {
+                "command-endpoint": {
+                    "uri": "u",
+                    "payload-properties": {"s": "x", "n": 1, "f": 1.5, "b": True, "o": {"a": []}, "z": None},
+                }
+            },
+        )
+        assert payload(acme.assertion("typed")) == {
+            "device-id": "typed",
+            "command-endpoint": {
+                "uri": "u",
+                "payload-properties": {"s": "x", "n": "1", "f": "1.5", "b": "true", "o": '{"a":[]}'},
+            },
+        }
+
     def test_via_lists_the_ids_then_the_members_of_the_groups_without_repeats(self, acme: Acme) -> None:
         """amqp-apis 10.3."""
         acme.sample.put_device("acme", "gw0", {"memberOf": ["hall", "yard"]})
