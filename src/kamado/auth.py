@@ -20,7 +20,6 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
-from urllib.parse import unquote, urlsplit
 
 from kamado.errors import BadRequest, Conflict, NotFound
 from kamado.passwords import BCRYPT_HASH, PasswordHasher
@@ -232,16 +231,15 @@ _MAX_COST = 14
 """A bcrypt hash of a higher cost takes longer to verify than a login may."""
 
 
-def load_permissions(path: str | Path) -> Permissions:
+def load_permissions(path: Path) -> Permissions:
     """Read a permissions file (authentication 4.1, 4.2).
 
     Args:
-        path: Path or `file://` URI.
+        path: Of the file.
 
     Raises:
         PermissionsError: It cannot be read, or an entry is wrong.
     """
-    path = _local_path(path)
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
@@ -262,12 +260,6 @@ def load_permissions(path: str | Path) -> Permissions:
     except PermissionsError as error:
         raise PermissionsError(f"{path}: {error}") from error
     return Permissions(path=path, users=users, warnings=tuple(warnings))
-
-
-def _local_path(path: str | Path) -> Path:
-    if isinstance(path, str) and path.startswith("file:"):
-        return Path(unquote(urlsplit(path).path))
-    return Path(path)
 
 
 def _object(value: object, entry: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
@@ -211,8 +212,11 @@ def _list_kind(expected: str, check: Callable[[tuple[str, ...]], bool] = lambda 
 
 
 def _path(value: object, directory: Path) -> Path:
+    text = _text(value)
+    # Hono's settings name files by URI, too (authentication 4.1).
+    path = unquote(urlsplit(text).path) if text.startswith("file:") else text
     # normpath, not resolve: secrets mounted by Kubernetes are symbolic links that are replaced while we run.
-    return Path(os.path.normpath(directory / Path(_text(value)).expanduser()))
+    return Path(os.path.normpath(directory / Path(path).expanduser()))
 
 
 def _file_kind() -> Kind[Path | None]:

@@ -215,11 +215,6 @@ def test_example_of_the_specification(tmp_path: Path) -> None:
     assert HASH not in repr(permissions)
 
 
-def test_file_uri(tmp_path: Path) -> None:
-    path = write(tmp_path / "with space.json", EXAMPLE)
-    assert load_permissions(path.as_uri()).path == path
-
-
 def test_roles_unite_per_key(tmp_path: Path) -> None:
     """authentication 4.1, merging: two roles, and two grants of one role, with the same key."""
     document = {

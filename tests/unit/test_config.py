@@ -233,6 +233,13 @@ def test_relative_paths_start_from_where_they_are_written(tmp_path: Path) -> Non
     assert config.storage.url == f"sqlite:///{tmp_path}/cwd/b.db"
 
 
+def test_a_file_may_be_named_by_its_uri(tmp_path: Path) -> None:
+    """authentication 4.1"""
+    file = tmp_path / "permissions of all.json"
+    file.write_text("{}")
+    assert config_of(tmp_path, f"auth.permissions_file = '{file.as_uri()}'\n").auth.permissions_file == file
+
+
 def test_files_must_be_readable(tmp_path: Path) -> None:
     problems = problems_of(tmp_path, "startup.load = ['none.json']\nauth.permissions_file = 'none'\n")
     assert len(problems) == 2
