@@ -483,7 +483,9 @@ class Process:
         api = http_api.Api(
             core.management,
             http_api.ApiSettings(
-                max_body_size=config.max_body_size, cors_allowed_origins=frozenset(config.cors_allowed_origins)
+                max_body_size=config.max_body_size,
+                cors_allowed_origins=frozenset(config.cors_allowed_origins),
+                is_local=config.is_local,
             ),
             access,
         )

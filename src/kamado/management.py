@@ -33,7 +33,13 @@ from kamado.store import (
     StoredTenant,
     Transaction,
 )
-from kamado.tenants import Tenant, parse_tenant, tenant_document
+from kamado.tenants import (
+    Tenant,
+    find_max_credentials_per_device,
+    find_max_devices,
+    parse_tenant,
+    tenant_document,
+)
 
 __all__ = ["ANY_VERSION", "Expected", "Management", "ManagementSettings", "Versioned"]
 
@@ -264,7 +270,7 @@ class Management:
 
         async def create(transaction: Transaction) -> None:
             tenant = (await _get_tenant(transaction, tenant_id)).tenant
-            limit = self._get_device_limit(tenant)
+            limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
             if limit >= 0 and await transaction.count_devices(tenant_id) >= limit:
                 raise Forbidden(f"max-devices: the tenant may not have more than {limit}")
             await transaction.insert_device(stored, credentials)
@@ -410,7 +416,7 @@ class Management:
             if has_certificate and tenant.trust_anchors:
                 # A trust anchor may have a template for the auth-id (management 6.5).
                 requested = parse_credentials(document, rules=self._rules, trust_anchors=tenant.trust_anchors, now=now)
-            limit = self._get_credentials_limit(tenant)
+            limit = find_max_credentials_per_device(tenant, self._settings.max_credentials_per_device)
             if 0 <= limit < len(requested):
                 raise Forbidden(f"max-credentials-per-device: a device may not have more than {limit}")
             stored = await _get_credentials(transaction, tenant_id, device_id)
@@ -449,22 +455,6 @@ class Management:
     def _check_ids(self, tenant_id: str, device_id: str) -> None:
         self._identifiers.check_tenant_id(tenant_id)
         self._identifiers.check_device_id(device_id)
-
-    def _get_device_limit(self, tenant: Tenant) -> int:
-        """Return how many devices a tenant may have, -1 for any number (management 5.7)."""
-        own = tenant.registration_limits
-        return _first_limit(own.max_devices if own else -1, self._settings.max_devices_per_tenant)
-
-    def _get_credentials_limit(self, tenant: Tenant) -> int:
-        own = tenant.registration_limits
-        return _first_limit(own.max_credentials_per_device if own else -1, self._settings.max_credentials_per_device)
-
-
-def _first_limit(own: int, common: int) -> int:
-    """Choose the limit that holds; of a tenant 0 means none at all, of the registry it is no limit (management 5.7)."""
-    if own >= 0:
-        return own
-    return common if common > 0 else -1
 
 
 async def _get_tenant(transaction: Transaction, tenant_id: str) -> StoredTenant:

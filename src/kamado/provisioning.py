@@ -18,7 +18,7 @@ from kamado.devices import Device
 from kamado.document import Identifiers, decode, decode_base64, format_timestamp, new_id
 from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason
 from kamado.store import Change, ChangeKind, Store, StoredCredentials, StoredDevice, TenantRow, Transaction
-from kamado.tenants import RegistrationLimits, Tenant, stored_tenant
+from kamado.tenants import Tenant, find_max_credentials_per_device, find_max_devices, stored_tenant
 from kamado.x509 import Certificate, DistinguishedName, VerifiedCertificate, parse_certificate, verify
 
 __all__ = ["ProvisionedCredential", "ProvisioningService", "ProvisioningSettings"]
@@ -181,17 +181,13 @@ class ProvisioningService:
 
     def _check_limits(self, tenant: Tenant, devices: int) -> None:
         """Check that one more device with one credential is within the limits (row 13)."""
-        own = tenant.registration_limits or RegistrationLimits()
-        if not _is_within(devices + 1, own.max_devices, self._settings.max_devices_per_tenant):
+        limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
+        if 0 <= limit <= devices:
             raise Forbidden("max-devices: the tenant has as many as it may", reason=Reason.DEVICE_LIMIT_REACHED)
-        if not _is_within(1, own.max_credentials_per_device, self._settings.max_credentials_per_device):
+        if find_max_credentials_per_device(tenant, self._settings.max_credentials_per_device) == 0:
             raise Forbidden(
                 "max-credentials-per-device: the tenant allows none", reason=Reason.CREDENTIALS_LIMIT_REACHED
             )
-
-
-def _is_within(number: int, *limits: int) -> bool:
-    return all(limit < 0 or number <= limit for limit in limits)
 
 
 def _read_certificate(client_certificate: object) -> Certificate:

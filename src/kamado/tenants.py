@@ -39,6 +39,8 @@ __all__ = [
     "SamplingMode",
     "Tenant",
     "Tracing",
+    "find_max_credentials_per_device",
+    "find_max_devices",
     "parse_tenant",
     "stored_tenant",
     "tenant_document",
@@ -156,6 +158,29 @@ class Tenant:
 
 
 # --- Reading a request ---
+
+
+def find_max_devices(tenant: Tenant, common: int) -> int:
+    """Return how many devices a tenant may have, -1 for any number (management 5.7).
+
+    Args:
+        tenant: Its own limit wins; 0 allows none.
+        common: The registry's limit for every tenant; it is none unless it is above 0.
+    """
+    own = tenant.registration_limits
+    return _first_limit(own.max_devices if own else -1, common)
+
+
+def find_max_credentials_per_device(tenant: Tenant, common: int) -> int:
+    """Return how many credentials a device may have, -1 for any number; as for `find_max_devices`."""
+    own = tenant.registration_limits
+    return _first_limit(own.max_credentials_per_device if own else -1, common)
+
+
+def _first_limit(own: int, common: int) -> int:
+    if own >= 0:
+        return own
+    return common if common > 0 else -1
 
 
 def parse_tenant(document: object) -> Tenant:

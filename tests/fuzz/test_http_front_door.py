@@ -256,12 +256,12 @@ def test_any_bytes(registry: Registry) -> None:
             st.binary(max_size=80),
             st.sampled_from(
                 [
-                    *(b"GET /v1/tenants/T1 HTTP/1.1\r\n", b"POST /v1/tenants HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"),
+                    *(b"GET /v1/tenants/T1 HTTP/1.1\r\n", b"POST /v1/tenants HTTP/1.1\r\n", b"Host: localhost\r\n", b"\r\n"),
                     *(b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n"),
                     *(b"Content-Length: -1\r\n", b"Content-Length: 99999999999999999999\r\n", b"FFFFFFFFFFFFFFFFF\r\n"),
-                    *(b"GET http://h/v1/tenants/T1 HTTP/1.0\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"),
+                    *(b"GET http://h/v1/tenants/T1 HTTP/1.0\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"),
                     *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x00\xa5\x01", b"AMQP\x00\x01\x00\x00"),
-                    *(b"GET /\xc3\xa4 HTTP/1.1\r\nHost: x\r\n\r\n", b"CONNECT h:1 HTTP/1.1\r\nHost: x\r\n\r\n"),
+                    *(b"GET /\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"CONNECT h:1 HTTP/1.1\r\nHost: localhost\r\n\r\n"),
                     *(b"X" * 70000, b"A: " + b"b" * 70000 + b"\r\n", b"G", b"\x00", b"\r", b"\n"),
                 ]
             ),
@@ -281,7 +281,7 @@ def test_pipelined_requests_are_answered_in_order(registry: Registry) -> None:
     bad = encode_request("GET", "/v1/devices/T1/none", [], b"")
     received = exchange(registry, [good + bad + good + b"GARBAGE\r\n\r\n"])
     assert check_answers(received) == [200, 404, 200, 400]
-    broken = b"PUT /v1/tenants/T1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    broken = b"PUT /v1/tenants/T1 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
     assert check_answers(exchange(registry, [good + broken])) == [200, 400]
     assert check_answers(exchange(registry, [broken])) == [400]
     assert check_answers(exchange(registry, [good * 500])) == [200] * 500
@@ -294,10 +294,10 @@ def test_heads_that_do_not_end(registry: Registry) -> None:
         [b"GET / HTTP/1.1\r\n", *[b"A: b\r\n" * 1000] * 30],
         [b"GET / HTTP/1.1\r\nA: ", *[b"b" * 10000] * 30],
         [
-            b"POST /v1/tenants HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"POST /v1/tenants HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
             *[b"A: b\r\n" * 10000] * 30,
         ],
-        [b"POST /v1/tenants HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;", *[b"x" * 50000] * 30],
+        [b"POST /v1/tenants HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;", *[b"x" * 50000] * 30],
     ]
     for pieces in endless:
         # The answer may be lost, since the connection is closed with bytes unread.

@@ -128,7 +128,7 @@ def test_413_reaches_a_peer_that_closes_and_keeps_the_connection_of_one_that_doe
 def test_413_before_the_body_is_sent(registry: Registry) -> None:
     """A client that asks first (Expect: 100-continue) is told no, and never yes."""
     head = (
-        f"POST /v1/tenants/{new_id()} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST /v1/tenants/{new_id()} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         "Content-Length: 100000\r\nExpect: 100-continue\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", registry.http_port), 20) as sock:
@@ -139,7 +139,7 @@ def test_413_before_the_body_is_sent(registry: Registry) -> None:
 
 def test_100_continue(registry: Registry) -> None:
     head = (
-        f"POST /v1/tenants/{new_id()} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST /v1/tenants/{new_id()} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         "Content-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", registry.http_port), 20) as sock:

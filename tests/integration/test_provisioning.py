@@ -465,11 +465,11 @@ class TestSettings:
             expect(ask(adapter, tenant_id, "CN=q", liar), 400)
             expect(ask(adapter, tenant_id, "CN=q", B.issue("CN=q")), 404)
 
-    def test_smaller_limit_wins(self, new_registry: NewRegistry) -> None:
-        """Provisioning 3.7: of the registry's limit and the tenant's."""
+    def test_the_tenants_own_limit_wins(self, new_registry: NewRegistry) -> None:
+        """Provisioning 3.7, management 5.7: the registry's limit counts for tenants without one."""
         registry = new_registry({"devices.max_per_tenant": "2"})
         with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
-            for own, allowed in ((-1, 2), (1, 1), (5, 2), (0, 0)):
+            for own, allowed in ((-1, 2), (1, 1), (3, 3), (0, 0)):
                 limits = {"registration-limits": {"max-devices": own}}
                 tenant_id = registry.create_tenant(document=ACME | limits)
                 for number in range(3):

@@ -134,6 +134,28 @@ def test_a_request_does_not_wait_for_ever() -> None:
     assert "may have been done" in json.loads(answer.body)["error"]
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("localhost", 200),
+        ("LOCALHOST:28080", 200),
+        ("registry.localhost:8080", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 403),
+        ("evil.example:8080", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_no_other_name_for_this_machine_while_nobody_logs_in(host: str, status: int) -> None:
+    """Decision 0005: a name that has been made to resolve to this machine gives no page access to the API."""
+    for is_local, expected in ((True, status), (False, 200)):
+        api, _ = make_api(found, is_local=is_local)
+        assert asyncio.run(call(api, "GET", "/v1/tenants/T1", headers=[("Host", host)])).status == expected
+
+
 async def basic(authorization: str | None) -> Principal:
     """A login as operator accounts will have it."""
     if authorization is None:

@@ -313,10 +313,10 @@ class TestDecision:
 
     @pytest.mark.parametrize(
         ("own", "general", "allowed"),
-        [(1, -1, 1), (-1, 1, 1), (1, 5, 1), (5, 1, 1), (0, -1, 0), (-1, 0, 0), (None, 1, 1), (None, -1, 3)],
+        [(1, -1, 1), (-1, 1, 1), (1, 5, 1), (2, 1, 2), (0, -1, 0), (0, 1, 0), (-1, 0, 3), (None, 1, 1), (None, -1, 3)],
     )
     def test_row_13_devices(self, sample: SampleStore, own: int | None, general: int, allowed: int) -> None:
-        """Provisioning 3.7: the smaller limit wins."""
+        """Provisioning 3.7, management 5.7: a limit of the tenant's own wins."""
         limits: dict[str, object] = {} if own is None else {"registration-limits": {"max-devices": own}}
         sample.put_tenant("acme", {"trusted-ca": [on(A)]} | limits)
         contact = Contact(sample, max_devices_per_tenant=general)
@@ -327,7 +327,9 @@ class TestDecision:
         if allowed:
             assert contact("CN=p0", issue("CN=p0")).status == 200
 
-    @pytest.mark.parametrize(("own", "general", "refused"), [(0, -1, True), (-1, 0, True), (1, 1, False)])
+    @pytest.mark.parametrize(
+        ("own", "general", "refused"), [(0, -1, True), (0, 1, True), (-1, 0, False), (1, 1, False)]
+    )
     def test_row_13_credentials(self, sample: SampleStore, own: int, general: int, refused: bool) -> None:
         sample.put_tenant("acme", {"trusted-ca": [on(A)], "registration-limits": {"max-credentials-per-device": own}})
         contact = Contact(sample, max_credentials_per_device=general)

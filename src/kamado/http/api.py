@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -46,6 +47,8 @@ class ApiSettings:
     """Bytes; a longer body is answered with 413 (management 3.5)."""
     cors_allowed_origins: frozenset[str] = frozenset()
     """Web origins, or `*`; pages of other origins are refused (management 3.10)."""
+    is_local: bool = False
+    """Nobody has to log in, because only this machine can call: then the `Host` must be this machine, too."""
     realm: str = "Hono"
     timeout: float = 30.0
     """Seconds for everything that a request may have to wait for."""
@@ -166,6 +169,10 @@ class Api:
 
     async def _answer(self, request: Request, scheme: str) -> Answer:
         """Answer a request, or raise what is wrong with it, in the order of management 3.15."""
+        if self._settings.is_local and request.host is not None and not _is_local_host(request.host):
+            # A page whose name has been made to resolve to this machine has the right origin (DNS rebinding, decision
+            # 0005), but cannot hide its name.
+            raise Forbidden("Host: only localhost and IP addresses are served while nobody has to log in")
         if request.origin is not None:
             self._check_origin(request, request.origin, scheme)
         is_preflight = request.method == "OPTIONS" and request.origin is not None and request.asked_method is not None
@@ -356,6 +363,18 @@ class Api:
                 message = await request.receive()
                 request.is_read = not message.get("more_body", False)
             await send({"type": "http.response.body", "body": b""})
+
+
+def _is_local_host(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    name = name.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _take_apart(scope: Any, receive: Receive) -> Request:
