@@ -256,12 +256,20 @@ def test_any_bytes(registry: Registry) -> None:
             st.binary(max_size=80),
             st.sampled_from(
                 [
-                    *(b"GET /v1/tenants/T1 HTTP/1.1\r\n", b"POST /v1/tenants HTTP/1.1\r\n", b"Host: localhost\r\n", b"\r\n"),
+                    *(
+                        b"GET /v1/tenants/T1 HTTP/1.1\r\n",
+                        b"POST /v1/tenants HTTP/1.1\r\n",
+                        b"Host: localhost\r\n",
+                        b"\r\n",
+                    ),
                     *(b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n"),
                     *(b"Content-Length: -1\r\n", b"Content-Length: 99999999999999999999\r\n", b"FFFFFFFFFFFFFFFFF\r\n"),
                     *(b"GET http://h/v1/tenants/T1 HTTP/1.0\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"),
                     *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x00\xa5\x01", b"AMQP\x00\x01\x00\x00"),
-                    *(b"GET /\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"CONNECT h:1 HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+                    *(
+                        b"GET /\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                        b"CONNECT h:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                    ),
                     *(b"X" * 70000, b"A: " + b"b" * 70000 + b"\r\n", b"G", b"\x00", b"\r", b"\n"),
                 ]
             ),
