@@ -1,6 +1,7 @@
 # make serve   install and run the registry with the example of examples/guide
 # make test    install everything and pass every test
 # make check   format, lint and types; part of make test
+# make fuzz    throw any bytes at the front doors for some minutes (FUZZ_SECONDS for each test)
 # make bench   measure (minutes); figures belong into docs/performance.md
 # make .venv   install only
 
@@ -10,12 +11,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # How many tests run side by side.
 JOBS ?= 4
+FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format bench fuzz clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 $(VENV): $(VENV)/installed
 
@@ -43,6 +45,9 @@ check: $(VENV)/installed-dev
 
 test: check
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+fuzz: $(VENV)/installed-dev
+	KAMADO_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest --numprocesses 2 tests/fuzz
 
 ## Options of bench/run.py, as in make bench BENCH="--only assert"; see --help.
 BENCH ?=
