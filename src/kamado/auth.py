@@ -6,6 +6,7 @@ model, and the file wins where both know a name. What SASL looks like on the wir
 """
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -608,8 +609,9 @@ CREDENTIALS_FILE = "adapter.credentials"
 async def ensure_first_identity(store: Store, passwords: PasswordHasher, directory: Path, now: datetime) -> Path | None:
     """Make an identity for adapters where there is none at all (authentication 5.1).
 
-    The file is in place before the identity is, so an interrupted start leaves nothing that nobody can use: the next
-    one makes a new password. Starts beside each other take turns.
+    A file that is there already is never overwritten: its login becomes the identity. So an interrupted start goes on
+    where it was, adapters stay logged in when a database is made anew, and a second database in the directory does not
+    cost the first its only copy of a password. Starts beside each other take turns.
 
     Args:
         directory: Where `adapter.credentials` goes, in the form Hono adapters read; it exists.
@@ -618,7 +620,7 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
         The file with user name and password; `None` if there are identities already.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or is there and holds no login.
         Unavailable: The database does not answer.
     """
     turn = os.open(directory, os.O_RDONLY)
@@ -626,19 +628,21 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
         await asyncio.to_thread(fcntl.flock, turn, fcntl.LOCK_EX)
         if await store.read(_has_identities):
             return None
-        password = secrets.token_urlsafe(24)
         path = directory / CREDENTIALS_FILE
-        await asyncio.to_thread(_write_private, path, f"username={FIRST_IDENTITY}\npassword={password}\n")
-        await add_identity(
-            store,
-            passwords,
-            principal=LOCAL_OPERATOR,
-            name=FIRST_IDENTITY,
-            mechanism=Mechanism.PLAIN,
-            password=password,
-            authorities=ADAPTER_AUTHORITIES,
-            now=now,
-        )
+        name, password = await asyncio.to_thread(_read_or_make_login, path)
+        try:
+            await add_identity(
+                store,
+                passwords,
+                principal=LOCAL_OPERATOR,
+                name=name,
+                mechanism=Mechanism.PLAIN,
+                password=password,
+                authorities=ADAPTER_AUTHORITIES,
+                now=now,
+            )
+        except BadRequest as error:
+            raise _no_login(path) from error
         return path
     finally:
         os.close(turn)
@@ -646,6 +650,26 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
 
 async def _has_identities(transaction: Transaction) -> bool:
     return bool(await transaction.list_identities())
+
+
+def _read_or_make_login(path: Path) -> tuple[str, str]:
+    """Return the name and password in a file; make both if there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        name, password = FIRST_IDENTITY, secrets.token_urlsafe(24)
+        _write_private(path, f"username={name}\npassword={password}\n")
+        return name, password
+    except UnicodeDecodeError as error:
+        raise _no_login(path) from error
+    entries = {key.strip(): value.strip() for key, found, value in (line.partition("=") for line in lines) if found}
+    if not entries.get("username") or not entries.get("password"):
+        raise _no_login(path)
+    return entries["username"], entries["password"]
+
+
+def _no_login(path: Path) -> OSError:
+    return FileExistsError(errno.EEXIST, "there is a file that holds no username and password; move it away", str(path))
 
 
 def _write_private(path: Path, text: str) -> None:

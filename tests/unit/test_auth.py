@@ -600,17 +600,36 @@ def test_first_identity_only_where_there_is_none(run: Callable[[Scenario], None]
     run(scenario)
 
 
-def test_an_interrupted_first_start_is_repeated_with_a_new_password(
+def test_a_login_that_was_written_before_counts_for_this_database_too(
     run: Callable[[Scenario], None], tmp_path: Path
 ) -> None:
+    """After an interrupted first start, for a second database in the directory, for one that was made anew: whoever
+    has the file can log in, and nothing is overwritten."""
+
     async def scenario(store: Store, passwords: PasswordHasher) -> None:
-        (tmp_path / "adapter.credentials").write_text("username=adapter\npassword=old\n")
-        path = await ensure_first_identity(store, passwords, tmp_path, NOW)
-        assert path is not None
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        name, password = read_credentials(path)
-        assert password != "old"
-        assert await Authenticator(store, passwords).authenticate_plain(name, password, NOW)
+        path = tmp_path / "adapter.credentials"
+        path.write_text("# of the first database\n username = http-adapter@HONO \npassword=old=secret\n")
+        before = path.read_bytes()
+        assert await ensure_first_identity(store, passwords, tmp_path, NOW) == path
+        assert path.read_bytes() == before
+        principal = await Authenticator(store, passwords).authenticate_plain("http-adapter@HONO", "old=secret", NOW)
+        assert principal is not None
+        assert principal.authorities == Authorities(ADAPTER_AUTHORITIES)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "username=a\n", "password=b\n", "username=\npassword=b\n", "username=a\npassword=" + "x" * 73, "{}"]
+)
+def test_a_file_of_another_kind_is_not_overwritten(run: Callable[[Scenario], None], tmp_path: Path, text: str) -> None:
+    async def scenario(store: Store, passwords: PasswordHasher) -> None:
+        path = tmp_path / "adapter.credentials"
+        path.write_text(text)
+        with pytest.raises(OSError, match="move it away"):
+            await ensure_first_identity(store, passwords, tmp_path, NOW)
+        assert path.read_text() == text
+        assert await list_identities(store) == []
 
     run(scenario)
 
