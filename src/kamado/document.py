@@ -60,7 +60,7 @@ def decode(data: bytes) -> object:
     try:
         value: object = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"not valid JSON: {_text_of(error)}") from None
+        raise BadRequest(f"not valid JSON: {_text_of(error, data)}") from None
     except RecursionError:
         raise _too_deep() from None
     # To count is quicker than to walk, and documents with so many brackets are rare.
@@ -69,8 +69,18 @@ def decode(data: bytes) -> object:
     return value
 
 
-def _text_of(error: Exception) -> str:
-    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).removeprefix("JSON is malformed: ")
+def _text_of(error: Exception, data: bytes) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    text = str(error).removeprefix("JSON is malformed: ")
+    if text == _TRUNCATED and data.rstrip().endswith((b'"', b"]", b"}")) and _HALF_A_PAIR.search(data):
+        # What the library says where the second half of a pair should be.
+        return "half a surrogate pair"
+    return text
+
+
+_TRUNCATED: Final = "Input data was truncated"
+_HALF_A_PAIR: Final = re.compile(rb"\\u[dD][89abAB]")
 
 
 def _too_deep() -> BadRequest:
@@ -169,7 +179,7 @@ def decode_base64(text: object, member: str, *, url_safe: bool = False) -> bytes
             # Padding is all there or not there at all.
             if len(bare) % 4 != 1 and (len(bare) == len(given) or len(given) % 4 == 0):
                 return binascii.a2b_base64(bare + "=" * (-len(bare) % 4))
-    raise BadRequest(f"{member}: must be standard Base64")
+    raise BadRequest(f"{member}: must be Base64" if url_safe else f"{member}: must be standard Base64")
 
 
 def encode_base64(data: bytes) -> str:

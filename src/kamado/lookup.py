@@ -208,7 +208,8 @@ class LookupService:
         if isinstance(tenant_id, str):
             return await self.get_tenant(principal, tenant_id)
         subject_dn = request.get("subject-dn")
-        if isinstance(subject_dn, str):
+        # Every CA has a name, so an empty one is no criterion.
+        if isinstance(subject_dn, str) and subject_dn:
             return await self.find_tenant_by_subject_dn(principal, subject_dn)
         raise BadRequest("tenant-id or subject-dn: one must be given, as a string", reason=Reason.MALFORMED_REQUEST)
 

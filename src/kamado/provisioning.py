@@ -195,7 +195,11 @@ def _read_certificate(client_certificate: object) -> Certificate:
     if not isinstance(client_certificate, str):
         raise BadRequest("client-certificate: must be a string", reason=Reason.CERTIFICATE_UNREADABLE)
     try:
-        return parse_certificate(decode_base64(client_certificate, "client-certificate", url_safe=True))
+        encoded = decode_base64(client_certificate, "client-certificate", url_safe=True)
+    except BadRequest as error:
+        raise BadRequest(str(error), reason=Reason.CERTIFICATE_UNREADABLE) from None
+    try:
+        return parse_certificate(encoded)
     except BadRequest as error:
         raise BadRequest(f"client-certificate: {error}", reason=Reason.CERTIFICATE_UNREADABLE) from None
 

@@ -840,10 +840,10 @@ class IdTemplate:
             BadRequest: It has no placeholder, or one that is not known.
         """
         rest, count = _PLACEHOLDER.subn("\0", text)
+        if unknown := _ANY_PLACEHOLDER.search(rest):
+            raise BadRequest(f"{member}: {unknown[0]} is none of the placeholders subject-dn, -cn, -ou and -o")
         if not count:
             raise BadRequest(f"{member}: needs a placeholder: subject-dn, -cn, -ou or -o in double braces")
-        if _ANY_PLACEHOLDER.search(rest):
-            raise BadRequest(f"{member}: unknown placeholder")
         return cls(text)
 
     def fill(self, subject: DistinguishedName) -> str:

@@ -63,6 +63,15 @@ def test_any_bytes_are_a_value_or_a_bad_request(data: bytes) -> None:
     assert repr(decode(encode(value))) == repr(value)
 
 
+def test_half_a_surrogate_pair_is_told_as_such() -> None:
+    for text in (b'{"a":"\\ud800"}', b'["\\uD9AB"]', b'"\\udbff"'):
+        with pytest.raises(BadRequest, match="half a surrogate pair"):
+            decode(text)
+    for text in (b'"\\ud800', b'{"a":', b'["'):
+        with pytest.raises(BadRequest, match="truncated"):
+            decode(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

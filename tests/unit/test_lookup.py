@@ -159,6 +159,7 @@ class TestTenant:
             pytest.param({"subject-dn": "not a dn"}, BadRequest, Reason.MALFORMED_REQUEST, id="T10"),
             pytest.param({"subject-dn": "CN=Shared,O=Acme"}, NotFound, Reason.ISSUER_AMBIGUOUS, id="T11"),
             pytest.param({}, BadRequest, Reason.MALFORMED_REQUEST, id="T13"),
+            pytest.param({"subject-dn": ""}, BadRequest, Reason.MALFORMED_REQUEST, id="9.3.2-empty"),
             pytest.param(None, BadRequest, Reason.MALFORMED_REQUEST, id="T14"),
             pytest.param(b"", BadRequest, Reason.MALFORMED_REQUEST, id="T14-empty"),
             pytest.param(b'{"tenant-id":', BadRequest, Reason.MALFORMED_REQUEST, id="T15"),

@@ -15,7 +15,7 @@ from tests.integration.certificates import Authority, Issued
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 
 from kamado.document import Identifiers
-from kamado.errors import Forbidden, NotFound, Reason, RegistryError
+from kamado.errors import BadRequest, Forbidden, NotFound, Reason, RegistryError
 from kamado.provisioning import ProvisionedCredential, ProvisioningService, ProvisioningSettings
 from kamado.store import Change, ChangeKind, Lookups, Store, Transaction, Work
 
@@ -171,6 +171,8 @@ class TestDecision:
     )
     def test_row_6_certificate_is_readable(self, contact: Contact, certificate: object) -> None:
         assert contact.refused(SUBJECT, certificate) == (400, Reason.CERTIFICATE_UNREADABLE)
+        with pytest.raises(BadRequest, match=r"^client-certificate: (?!client-certificate)"):
+            contact(SUBJECT, certificate)
 
     @pytest.mark.parametrize("form", ["url-safe", "unpadded", "pem"])
     def test_row_6_forms_of_base64(self, contact: Contact, form: str) -> None:

@@ -872,3 +872,12 @@ def test_a_template_without_its_value(template: str, subject: str) -> None:
 )
 def test_what_a_stock_adapter_makes_of_a_template(template: str, subject: str, expected: str | None) -> None:
     assert IdTemplate.parse(template, "t").adapter_fill(text(subject)) == expected
+
+
+def test_an_unknown_placeholder_is_named() -> None:
+    """Management 4.6."""
+    for template in ("{{subject-CN}}", "{{subject-cn}}-{{serial}}"):
+        with pytest.raises(BadRequest, match=r"^t: \{\{(subject-CN|serial)\}\} is none of"):
+            IdTemplate.parse(template, "t")
+    with pytest.raises(BadRequest, match="needs a placeholder"):
+        IdTemplate.parse("dev", "t")
