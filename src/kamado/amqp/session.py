@@ -534,6 +534,7 @@ class Session:
         "next_outgoing_id",
         "remote_window",
         "shared",
+        "unanswered",
         "window",
     )
 
@@ -543,6 +544,8 @@ class Session:
         """Ours; the peer's is the key under which the connection keeps this."""
         self.links: dict[int, Link] = {}
         """By the peer's handle."""
+        self.unanswered: dict[Link, None] = {}
+        """Links that the peer has detached, so that its handle is free again, before their attach was answered."""
         self.handles = 0
         self.free_handles: list[int] = []
         self.handle_max = begin.handle_max
@@ -638,10 +641,14 @@ class Session:
     def forget(self, link: Link) -> None:
         """Both sides have detached: its handles are free again."""
         link._drop(_LinkState.GONE)
-        if self.links.get(link._peer_handle) is link:
+        if link in self.unanswered:
+            del self.unanswered[link]
+        elif self.links.get(link._peer_handle) is link:
             del self.links[link._peer_handle]
-            heapq.heappush(self.free_handles, link._handle)
-            self.shared.link_count -= 1
+        else:
+            return
+        heapq.heappush(self.free_handles, link._handle)
+        self.shared.link_count -= 1
 
     def answer_detach(self, link: Link) -> None:
         self.write(codec.Detach(handle=link._handle, closed=True))
@@ -861,8 +868,10 @@ class Session:
             if link._state is not _LinkState.DETACHING:
                 events.append(LinkDetached(link))
             link._drop(_LinkState.GONE)
-        self.shared.link_count -= len(self.links)
-        self.links = {}
+        for link in self.unanswered:
+            link._drop(_LinkState.GONE)
+        self.shared.link_count -= len(self.links) + len(self.unanswered)
+        self.links, self.unanswered = {}, {}
 
     def on_attach(self, attach: codec.Attach, events: list[Event]) -> None:
         if attach.handle in self.links:
@@ -896,8 +905,11 @@ class Session:
             return
         match link._state:
             case _LinkState.ATTACHING:
-                # Its attach has to be answered first, which the application does after this call.
+                # Its attach has to be answered first, which the application does after this call. The peer may use
+                # its handle anew at once.
                 link._peer_detached = True
+                del self.links[detach.handle]
+                self.unanswered[link] = None
                 events.append(LinkDetached(link))
             case _LinkState.OPEN:
                 events.append(LinkDetached(link))

@@ -160,6 +160,47 @@ def test_a_detach_by_the_server() -> None:
     assert performatives(peer) == []
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_handle_is_free_again_with_the_peers_detach(refused: bool) -> None:
+    # AMQP 2.7.7: the one who detaches may use the handle anew at once; amqp-apis 4.4, 15.7
+    peer = started(accepts=False)
+    frames = codec.encode_frame(0, peer.sender()) + codec.encode_frame(0, codec.Detach(handle=1, closed=True))
+    events = peer.write(3 * frames + codec.encode_frame(0, peer.sender()))
+    links = [event.link for event in events if isinstance(event, LinkAttached)]
+    for link in links[:3]:
+        if refused:
+            link.refuse("amqp:not-found", "no")
+        else:
+            link.accept()
+    links[3].accept(100)
+    peer.accepts = True
+    assert [type(event) for event in events] == [LinkAttached, LinkDetached] * 3 + [LinkAttached]
+    told = performatives(peer)
+    assert [type(one) for one in told] == [codec.Attach, codec.Detach] * 3 + [codec.Attach, codec.Flow]
+    # Each detach is about the attach before it.
+    for attach, detach in zip(told[0:6:2], told[1:6:2], strict=True):
+        assert isinstance(attach, codec.Attach)
+        assert isinstance(detach, codec.Detach)
+        assert attach.handle == detach.handle
+    assert len(peer.transfer(0, message())) == 1
+    peer.send(codec.Detach(handle=1, closed=True))
+    assert isinstance(peer.read_only(codec.Detach), codec.Detach)
+    # Nothing is left behind: the lowest handles are free.
+    peer.send(peer.sender())
+    attach = performatives(peer)[0]
+    assert isinstance(attach, codec.Attach)
+    assert attach.handle == 0
+
+
+def test_a_session_that_ends_with_unanswered_links_says_no_more_of_them() -> None:
+    peer = started()
+    frames = codec.encode_frame(0, peer.sender()) + codec.encode_frame(0, codec.Detach(handle=1, closed=True))
+    peer.write(frames + codec.encode_frame(0, codec.End()))
+    assert isinstance(peer.read_only(codec.End), codec.End)
+    peer.begin()
+    assert peer.attach_sender().is_open
+
+
 def test_attach_and_detach_in_one_read() -> None:
     for accepts in (True, False):
         peer = started(accepts=accepts)
