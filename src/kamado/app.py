@@ -108,14 +108,18 @@ def credential_rules(config: Config) -> CredentialRules:
     )
 
 
-def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now_utc) -> Core:
-    """Build the core on a database. Close `Core.passwords` in the end."""
-    rules = credential_rules(config)
-    passwords = PasswordHasher(
+def _build_hasher(config: Config) -> PasswordHasher:
+    return PasswordHasher(
         workers=config.credentials.hash_workers,
         queue=config.credentials.hash_queue,
         cost=config.credentials.bcrypt_cost,
     )
+
+
+def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now_utc) -> Core:
+    """Build the core on a database. Close `Core.passwords` in the end."""
+    rules = credential_rules(config)
+    passwords = _build_hasher(config)
     provisioning = ProvisioningService(
         store,
         ProvisioningSettings(
@@ -267,7 +271,11 @@ class Process:
             await self._ensure_identity(store, core, permissions)
             await self._load_first_data(store, core)
             lifetime = timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None
-            self._authenticator = Authenticator(store, core.passwords, permissions, lifetime)
+            # Threads of their own: whoever tries passwords does not keep operators from setting some, nor they adapters
+            # from logging in.
+            logins = _build_hasher(config)
+            stack.callback(logins.close)
+            self._authenticator = Authenticator(store, logins, permissions, lifetime)
             amqp = self._build_amqp(core, self._authenticator)
             stack.push_async_callback(amqp.stop, 0.0)
             await self._listen("amqp", config.amqp, amqp.listen)

@@ -1,5 +1,6 @@
 """Conformance of the management API at HTTP level: management 13.1, and 3.1 to 3.10 where it has no row."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -123,6 +124,21 @@ def test_413_reaches_a_peer_that_closes_and_keeps_the_connection_of_one_that_doe
         assert connection.getresponse().status == 413
     finally:
         connection.close()
+
+
+def test_413_does_not_read_on_for_ever(registry: Registry) -> None:
+    """Management 3.5; a body without end costs its sender the connection."""
+    with socket.create_connection(("127.0.0.1", registry.http_port), timeout=10) as peer:
+        peer.sendall(
+            b"POST /v1/tenants HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000000000\r\n\r\n"
+        )
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 100_000_000:
+                sent += peer.send(b"x" * 65536)
+        assert sent < 100_000_000
+    assert registry.request("GET", "/v1/nothing").status == 404
 
 
 def test_413_before_the_body_is_sent(registry: Registry) -> None:

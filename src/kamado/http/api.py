@@ -33,6 +33,8 @@ Access = Callable[[str | None], Awaitable[Principal]]
 
 CONTENT_TYPE: Final = b"application/json; charset=utf-8"
 _CONTENT_TYPE: Final = (b"content-type", CONTENT_TYPE)
+_MAX_DISCARDED: Final = 8 * 1024 * 1024
+"""Bytes of an unwanted body that are read and thrown away so that its sender sees the answer."""
 _MEDIA_TYPE: Final = b"application/json"
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNESCAPED_IN_LOCATION: Final = "!$&'()*+,;=:@"
@@ -358,10 +360,15 @@ class Api:
         else:
             # A peer may read only once it has written everything, and a connection that is closed with bytes unread
             # may take the answer with it: so the answer goes out now and the rest of the body is thrown away.
+            # Not all of it, if there is much: then the connection ends.
+            if request.is_chunked or int(request.content_length or 0) > _MAX_DISCARDED:
+                headers = (*headers, (b"connection", b"close"))
             await respond(send, answer.status, answer.body, headers, is_end=False)
-            while not request.is_read:
+            discarded = 0
+            while not request.is_read and discarded <= _MAX_DISCARDED:
                 message = await request.receive()
                 request.is_read = not message.get("more_body", False)
+                discarded += len(message.get("body", b""))
             await send({"type": "http.response.body", "body": b""})
 
 
