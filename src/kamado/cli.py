@@ -13,17 +13,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
 from kamado import __version__
+from kamado.errors import BadRequest, RegistryError, Unavailable
 
 if TYPE_CHECKING:
     from kamado.amqp.client import ClientSettings, Reply
@@ -78,15 +79,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; here, and only here, an error becomes a line and an exit status."""
     try:
         app()
+    except RegistryError as error:
+        _say(str(error))
+        sys.exit(_error_status(error))
     except Exception:
-        # The one place that turns an unforeseen error into an exit status.
+        # What nobody foresaw.
         import traceback
 
         traceback.print_exc()
         sys.exit(INTERNAL)
+
+
+def _error_status(error: RegistryError) -> int:
+    match error:
+        case Unavailable():
+            return UNAVAILABLE
+        case BadRequest():
+            return WRONG_DATA
+        case _:
+            return REFUSED
 
 
 def _say(text: str) -> None:
@@ -209,7 +223,7 @@ def migrate(config: ConfigOption = None, assignments: SetOption = None) -> None:
     loaded = _load(config, assignments)
     from kamado.storage import migrate as migrate_store
 
-    before, after = _run(migrate_store(loaded.config.storage.url))
+    before, after = asyncio.run(migrate_store(loaded.config.storage.url))
     typer.echo(f"schema {after}: nothing to do" if before == after else f"schema {before} -> {after}")
 
 
@@ -279,20 +293,6 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run what talks to the database; an error becomes a line and an exit status."""
-    from kamado.errors import BadRequest, RegistryError, Unavailable
-
-    try:
-        return asyncio.run(work)
-    except Unavailable as error:
-        _fail(str(error), UNAVAILABLE)
-    except BadRequest as error:
-        _fail(str(error), WRONG_DATA)
-    except RegistryError as error:
-        _fail(str(error), REFUSED)
-
-
 async def _with_store(config: "Config", work: Callable[["Store"], Awaitable[T]], *, may_create: bool) -> T:
     """Open the database beside whoever uses it, do something, close it."""
     from kamado.storage import StoreSettings, open_store
@@ -358,7 +358,7 @@ def identity_add(
             now=datetime.now(UTC),
         )
 
-    _run(_with_passwords(settings, add, may_create=True))
+    asyncio.run(_with_passwords(settings, add, may_create=True))
     _say(f"{name} may log in now.")
     if password is not None and made:
         typer.echo(f"username={name}\npassword={password}")
@@ -368,7 +368,7 @@ def identity_add(
 def identity_list(*, as_json: JsonOption = False, config: ConfigOption = None, assignments: SetOption = None) -> None:
     """List who may log in, and what for."""
     settings = _load(config, assignments).config
-    identities = _run(
+    identities = asyncio.run(
         _with_store(
             settings, lambda store: store.read(lambda transaction: transaction.list_identities()), may_create=False
         )
@@ -408,7 +408,7 @@ def identity_remove(
     def remove(store: "Store") -> Awaitable[None]:
         return auth.remove_identity(store, principal=auth.LOCAL_OPERATOR, name=name)
 
-    _run(_with_store(settings, remove, may_create=False))
+    asyncio.run(_with_store(settings, remove, may_create=False))
     _say(f"{name} may not log in any more.")
 
 
@@ -431,7 +431,7 @@ def identity_passwd(
             store, passwords, principal=auth.LOCAL_OPERATOR, name=name, password=password
         )
 
-    _run(_with_passwords(settings, change, may_create=False))
+    asyncio.run(_with_passwords(settings, change, may_create=False))
     _say(f"{name} has a new password.")
     if made:
         typer.echo(f"username={name}\npassword={password}")
@@ -680,7 +680,6 @@ def _credentials_criterion(type_: str, auth_id: str | None, certificate: Path | 
 
 
 def _read_certificate(path: Path) -> tuple[bytes, str]:
-    from kamado.errors import BadRequest
     from kamado.x509 import parse_certificate
 
     try:
@@ -882,7 +881,7 @@ def _explain(
         finally:
             core.passwords.close()
 
-    explanation = _run(_with_store(settings, explain, may_create=False))
+    explanation = asyncio.run(_with_store(settings, explain, may_create=False))
     if as_json:
         typer.echo(json.dumps(explanation.as_json(), ensure_ascii=False))
     else:

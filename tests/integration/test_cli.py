@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -366,6 +369,91 @@ def test_load_of_what_cannot_be_read(registry: Registry, tmp_path: Path) -> None
         assert "Traceback" not in result.stderr
 
 
+# A database that cannot be used
+
+
+COMMANDS_WITH_A_DATABASE = {
+    "migrate": ["migrate"],
+    "load": ["load", "t.json"],
+    "identity add": ["identity", "add", "a"],
+    "identity list": ["identity", "list"],
+    "identity remove": ["identity", "remove", "a"],
+    "identity passwd": ["identity", "passwd", "a"],
+    "explain tenant": ["explain", "tenant", "t"],
+    "explain assert": ["explain", "assert", "t", "d"],
+    "explain credentials": ["explain", "credentials", "t", "psk", "a"],
+}
+
+
+def make_newer(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("INSERT INTO schema_version VALUES (9999, 'later', '2030-01-01')")
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def spare_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    database = tmp_path_factory.mktemp("spare") / "a.db"
+    kamado("migrate", "--set", f"storage.url=sqlite:///{database}")
+    return database
+
+
+@pytest.mark.parametrize("name", COMMANDS_WITH_A_DATABASE)
+def test_every_command_tells_in_a_line_that_the_database_cannot_be_used(
+    name: str, spare_database: Path, tmp_path: Path
+) -> None:
+    """Exit status 69, docs/command-line.md: a newer schema, no directory, somebody else's file."""
+    (tmp_path / "t.json").write_text("[]")
+    newer, foreign = tmp_path / "newer.db", tmp_path / "foreign.db"
+    shutil.copy(spare_database, newer)
+    make_newer(newer)
+    foreign.write_text("This is a letter, and long enough for one. " * 40)
+    for database, words in (
+        (newer, "later version"),
+        (tmp_path / "t.json" / "a.db", "a.db"),
+        (foreign, "is not a SQLite database"),
+    ):
+        arguments = [*COMMANDS_WITH_A_DATABASE[name], "--set", f"storage.url=sqlite:///{database}"]
+        result = kamado(*arguments, cwd=tmp_path, expect_status=UNAVAILABLE)
+        (line,) = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+        assert words in line
+        assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["load", "identity add", "explain tenant"])
+def test_locked_database_is_told_in_a_line(name: str, spare_database: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('[{"tenant-id": "t"}]')
+    database = tmp_path / "a.db"
+    shutil.copy(spare_database, database)
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        arguments = [*COMMANDS_WITH_A_DATABASE[name], "--set", f"storage.url=sqlite:///{database}"]
+        result = kamado(*arguments, cwd=tmp_path, expect_status=UNAVAILABLE)
+    finally:
+        other.close()
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert "another process" in line
+
+
+def test_load_into_a_full_disk(spare_database: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk; nothing of the load is there afterwards."""
+    database = tmp_path / "a.db"
+    shutil.copy(spare_database, database)
+    tenants = [{"tenant-id": f"t{number}", "ext": {"x": "x" * 1000}} for number in range(400)]
+    (tmp_path / "t.json").write_text(json.dumps(tenants))
+    setting = f"storage.url=sqlite:///{database}"
+    command = [sys.executable, "-m", "kamado", "load", str(tmp_path / "t.json"), "--set", setting]
+    # Blocks of 512 bytes.
+    limited = ["sh", "-c", 'ulimit -f 400; exec "$@"', "sh", *command]
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == UNAVAILABLE
+    assert "Traceback" not in result.stderr
+    assert "the database cannot" in result.stderr
+    kamado("explain", "tenant", "t0", "--set", setting, expect_status=REFUSED)
+
+
 # check-config, migrate, help
 
 
@@ -406,9 +494,7 @@ def test_migrate(tmp_path: Path) -> None:
     setting = ("--set", f"storage.url=sqlite:///{tmp_path}/a.db")
     assert kamado("migrate", *setting).stdout.startswith("schema 0 -> ")
     assert kamado("migrate", *setting).stdout.endswith("nothing to do\n")
-    with sqlite3.connect(tmp_path / "a.db") as database:
-        database.execute("INSERT INTO schema_version VALUES (9999, 'later', '2030-01-01')")
-    database.close()
+    make_newer(tmp_path / "a.db")
     for command in ("migrate", "serve"):
         result = kamado(command, *setting, expect_status=UNAVAILABLE)
         assert "later version" in result.stderr + result.stdout
