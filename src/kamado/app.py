@@ -7,6 +7,7 @@ health listener. Everything runs in one TaskGroup; a part that fails takes the r
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -256,6 +257,7 @@ class Process:
         """Start, serve until a signal, stop."""
         config = self._config
         self._handle_signals()
+        self._check_ready_file()
         permissions = self._load_permissions()
         health = Health()
         async with contextlib.AsyncExitStack() as stack:
@@ -416,11 +418,37 @@ class Process:
         protocol = "http" if scheme == "health" else scheme
         self._addresses[scheme] = f"{protocol}://{shown}:{bound_port}"
 
+    def _check_ready_file(self) -> None:
+        """Find out before anything is started whether the file can be written."""
+        if self._ready_file is None:
+            return
+        try:
+            if self._ready_file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            temporary = self._temporary_ready_file(self._ready_file)
+            temporary.touch()
+            temporary.unlink()
+        except OSError as error:
+            message = f"--ready-file: {self._ready_file} cannot be written: {error.strerror}"
+            raise StartFailed(message, EXIT_CONFIGURATION) from error
+
     def _write_ready_file(self) -> None:
-        if self._ready_file is not None:
-            temporary = self._ready_file.with_name(f".{self._ready_file.name}.{os.getpid()}")
+        if self._ready_file is None:
+            return
+        temporary = self._temporary_ready_file(self._ready_file)
+        try:
             temporary.write_text(json.dumps(self._addresses))
             temporary.replace(self._ready_file)
+        except OSError as error:
+            # It could be when the start began: the disk is full, say.
+            temporary.unlink(missing_ok=True)
+            message = f"--ready-file: {self._ready_file} cannot be written: {error.strerror}"
+            raise StartFailed(message, EXIT_UNAVAILABLE) from error
+
+    @staticmethod
+    def _temporary_ready_file(path: Path) -> Path:
+        """Where it is written first, so that nobody reads half of it."""
+        return path.with_name(f".{path.name}.{os.getpid()}")
 
     async def _announce(self, store: Store) -> None:
         """Say what runs where, who may log in, and what to type next."""

@@ -139,6 +139,28 @@ def test_port_that_is_taken(new_registry: NewRegistry) -> None:
             assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("where", "words"), [("no/ready.json", "No such file or directory"), ("data", "Is a directory")]
+)
+def test_ready_file_that_cannot_be_written_is_told_before_anything_is_started(
+    new_registry: NewRegistry, where: str, words: str
+) -> None:
+    registry = new_registry(start=False)
+    file = registry.directory / where
+    result = subprocess.run(
+        [*registry.command, "--ready-file", str(file)],
+        env=registry.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == CONFIGURATION
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert f"--ready-file: {file} cannot be written: {words}" in line
+    assert not registry.database.exists()
+
+
 def test_data_of_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> None:
     tenant_id = new_id()
     (tmp_path / "t.json").write_text(json.dumps([{"tenant-id": tenant_id}]))
