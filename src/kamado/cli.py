@@ -27,7 +27,7 @@ from kamado import __version__
 from kamado.errors import BadRequest, RegistryError, Unavailable
 
 if TYPE_CHECKING:
-    from kamado.amqp.client import ClientSettings, Reply
+    from kamado.amqp.client import AskError, ClientSettings, Reply
     from kamado.config import Config, Loaded
     from kamado.explain import Explainer, Explanation
     from kamado.passwords import PasswordHasher
@@ -46,6 +46,14 @@ UNAVAILABLE = 69
 INTERNAL = 70
 LOGIN_REFUSED = 77
 WRONG_CONFIGURATION = 78
+
+CONDITIONS = {
+    "amqp:unauthorized-access": 403,
+    "amqp:resource-limit-exceeded": 403,
+    "amqp:internal-error": 500,
+    "hono:bad-request": 400,
+}
+"""What adapters make of AMQP error conditions; of a refused link with another one 404 (amqp-apis 4.3)."""
 
 app = typer.Typer(
     name="kamado",
@@ -442,7 +450,7 @@ def _choose_password(password_file: Path | None, *, prompt: bool) -> tuple[str, 
     if password_file is not None and prompt:
         raise typer.BadParameter("use either --password-file or --prompt")
     if prompt:
-        return typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True), False
+        return _prompt("--password-file", confirm=True), False
     if password_file is None:
         import secrets
 
@@ -457,6 +465,13 @@ def _choose_password(password_file: Path | None, *, prompt: bool) -> tuple[str, 
     if not password:
         _fail("the password is empty", WRONG_DATA)
     return password, False
+
+
+def _prompt(otherwise: str, *, confirm: bool = False) -> str:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(f"there is no terminal to ask for the password on; use {otherwise}")
+    password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True)
+    return password
 
 
 def _authorities(roles: list[str]) -> Mapping[str, str]:
@@ -708,6 +723,7 @@ def _client_settings(
 
     from kamado.amqp.client import ClientSettings
 
+    _check_key_pair(cert_file, key_file)
     settings = _load(config, assignments).config
     own_certificate: Path | None = None
     if url is None:
@@ -747,17 +763,31 @@ def _client_settings(
     )
 
 
+def _check_key_pair(cert_file: Path | None, key_file: Path | None) -> None:
+    if key_file is not None and cert_file is None:
+        raise typer.BadParameter("--cert-file is missing: certificate and key come as a pair")
+    if cert_file is None or key_file is not None:
+        return
+    try:
+        has_key = b"PRIVATE KEY" in cert_file.read_bytes()
+    except OSError as error:
+        _fail(f"{cert_file} cannot be read: {error.strerror}", WRONG_CONFIGURATION)
+    if not has_key:
+        raise typer.BadParameter(f"--key-file is missing: {cert_file} holds no key")
+
+
 def _login(username: str | None, credentials_file: Path | None, config: "Config") -> tuple[str, str]:
     if username is not None:
         password = os.environ.get("KAMADO_ASK_PASSWORD")
-        return username, typer.prompt("Password", hide_input=True, err=True) if password is None else password
+        return username, _prompt("the variable KAMADO_ASK_PASSWORD") if password is None else password
     path = credentials_file or _beside_database(config) / "adapter.credentials"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         _fail(
-            f"{path} cannot be read: {error.strerror}. It is written by the first `kamado serve`; or name another with "
-            "--credentials-file, or log in with --username",
+            f"{path} cannot be read: {error.strerror}. The first `kamado serve` writes it. If it was lost, make a new "
+            f"password: (umask 077; kamado identity passwd adapter > {shlex.quote(str(path))}). Or name another file "
+            "with --credentials-file, or log in with --username",
             WRONG_CONFIGURATION,
         )
     found = dict(line.split("=", 1) for line in lines if "=" in line)
@@ -779,13 +809,7 @@ def _ask(
     body: bytes | None = None,
     properties: dict[str, object] | dict[str, str] | None = None,
 ) -> NoReturn:
-    from kamado.amqp.client import (
-        AskError,
-        AuthenticationFailed,
-        LinkRefused,
-        RequestRejected,
-        ask,
-    )
+    from kamado.amqp.client import AskError, ask
 
     try:
         reply = asyncio.run(ask(settings, address, subject=subject, application_properties=properties, body=body))
@@ -794,10 +818,25 @@ def _ask(
             typer.echo(json.dumps({"error": str(error), "condition": error.condition}, ensure_ascii=False))
         else:
             _say(str(error))
-        status = {AuthenticationFailed: LOGIN_REFUSED, LinkRefused: NOT_ALLOWED, RequestRejected: WRONG_REQUEST}
-        raise typer.Exit(status.get(type(error), UNAVAILABLE)) from error
+        raise typer.Exit(_failure_status(error)) from error
     _print_reply(reply, as_json=as_json)
     raise typer.Exit(_exit_status(reply.status))
+
+
+def _failure_status(error: "AskError") -> int:
+    """What a request without a reply comes to; where an adapter makes a status of it, the same one (amqp-apis 4.3)."""
+    from kamado.amqp.client import AuthenticationFailed, LinkRefused, RequestRejected, RequestReleased
+
+    match error:
+        case AuthenticationFailed():
+            return LOGIN_REFUSED
+        case RequestReleased():
+            return _exit_status(503)
+        case LinkRefused() | RequestRejected():
+            usual = 404 if isinstance(error, LinkRefused) else 400
+            return _exit_status(CONDITIONS.get(error.condition or "", usual))
+        case _:
+            return UNAVAILABLE
 
 
 def _exit_status(status: int | None) -> int:

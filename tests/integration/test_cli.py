@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.certificates import Authority
+from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, kamado, new_id
 
 OK, REFUSED, USAGE, NOT_ALLOWED, WRONG_REQUEST = 0, 1, 2, 3, 4
@@ -157,6 +158,56 @@ def test_ask_where_nobody_listens(registry: Registry) -> None:
         result = registry.run("ask", "tenant", "t", "--url", url, expect_status=UNAVAILABLE)
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+def test_ask_what_does_not_speak_amqp(registry: Registry) -> None:
+    """Exit status 69, not 77: nobody has looked at the login."""
+    for name in ("http", "health"):
+        url = registry.addresses[name].replace("http:", "amqp:")
+        result = registry.run("ask", "tenant", "t", "--url", url, expect_status=UNAVAILABLE)
+        assert "Traceback" not in result.stderr
+
+
+def test_refused_link_counts_as_what_an_adapter_makes_of_it(registry: Registry) -> None:
+    """Amqp-apis 4.3: everything but the rights ends as 404."""
+    result = registry.run("ask", "assert", "", "d", "--url", registry.addresses["amqp"], expect_status=REFUSED)
+    assert "amqp:not-found" in result.stderr
+
+
+def test_password_is_not_asked_for_without_a_terminal(registry: Registry) -> None:
+    url = registry.addresses["amqp"]
+    result = registry.run("ask", "tenant", "t", "--url", url, "--username", "foo", expect_status=USAGE)
+    assert "KAMADO_ASK_PASSWORD" in result.stderr
+    assert ".py" not in result.stderr
+    for command in ("add", "passwd"):
+        result = registry.run("identity", command, "foo", "--prompt", expect_status=USAGE)
+        assert "--password-file" in result.stderr
+        assert ".py" not in result.stderr
+
+
+def test_client_certificate_and_key_come_as_a_pair(registry: Registry, tmp_path: Path) -> None:
+    assert registry.tls is not None
+    name = new_id("adapter")
+    cert, key = registry.tls.client(tmp_path, "client", f"CN={name},O=Example")
+    tls = ("--url", registry.addresses["amqps"], "--ca-file", str(registry.tls.ca_file))
+    for option, file, missing in (("--cert-file", cert, "--key-file"), ("--key-file", key, "--cert-file")):
+        result = registry.run("ask", "tenant", "t", *tls, option, str(file), expect_status=USAGE)
+        assert f"{missing} is missing" in result.stderr
+    both = tmp_path / "both.pem"
+    both.write_bytes(cert.read_bytes() + key.read_bytes())
+    registry.run("ask", "tenant", "t", *tls, "--cert-file", str(both), expect_status=LOGIN_REFUSED)
+
+
+def test_lost_login_of_the_adapters_can_be_made_anew(new_registry: NewRegistry) -> None:
+    """What `ask` says is what helps."""
+    registry = new_registry()
+    tenant_id = registry.create_tenant()
+    arguments = ("ask", "tenant", tenant_id, "--url", registry.addresses["amqp"])
+    registry.credentials_file.unlink()
+    result = registry.run(*arguments, expect_status=CONFIGURATION)
+    assert f"kamado identity passwd adapter > {registry.credentials_file}" in result.stderr
+    registry.credentials_file.write_text(registry.run("identity", "passwd", "adapter").stdout)
+    registry.run(*arguments)
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1", "localhost", "amqp://localhost:x"])

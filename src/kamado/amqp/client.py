@@ -21,6 +21,7 @@ __all__ = [
     "LinkRefused",
     "Reply",
     "RequestRejected",
+    "RequestReleased",
     "TimedOut",
     "ask",
 ]
@@ -49,6 +50,10 @@ class LinkRefused(AskError):
 
 class RequestRejected(AskError):
     """The server rejected or released the request message."""
+
+
+class RequestReleased(RequestRejected):
+    """The server cannot take the request message now."""
 
 
 class TimedOut(AskError):
@@ -185,7 +190,8 @@ class _Exchange:
             sasl.receive(await self._read_frame())
             self._writer.write(sasl.data_to_send())
         if sasl.failure is not None:
-            raise AuthenticationFailed(sasl.failure)
+            # What has offered no mechanism has not shown that it speaks AMQP at all.
+            raise (AuthenticationFailed if sasl.offered else ConnectionFailed)(sasl.failure)
         match sasl.outcome:
             case Outcome.OK:
                 pass
@@ -297,7 +303,7 @@ class _Exchange:
             error = codec.Error.read(items[0]) if items and items[0] is not None else None
             raise RequestRejected(f"the server rejects the request: {_text(error)}", condition=_name(error))
         if state.descriptor != 0x24:
-            raise RequestRejected("the server does not take the request now")
+            raise RequestReleased("the server does not take the request now")
         self.stage = "the request was accepted, but no reply came"
 
     def _on_reply(self, transfer: codec.Transfer) -> Reply:

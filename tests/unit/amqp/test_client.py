@@ -9,7 +9,6 @@ import pytest
 
 from kamado.amqp import codec
 from kamado.amqp.client import (
-    AskError,
     AuthenticationFailed,
     ClientSettings,
     ConnectionFailed,
@@ -261,7 +260,7 @@ def test_a_server_of_something_else(data: bytes) -> None:
         await reader.read()
         writer.close()
 
-    with pytest.raises(AskError, match=r"the server does not speak AMQP 1\.0"):
+    with pytest.raises(ConnectionFailed, match=r"the server does not speak AMQP 1\.0"):
         exchange(serve)
 
 
