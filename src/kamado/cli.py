@@ -246,9 +246,13 @@ def load(
     assignments: SetOption = None,
 ) -> None:
     """Load tenants, devices and credentials from files in the JSON forms of Hono 1.2, all or nothing."""
+    import gc
+
     from kamado.load import LoadErrors
 
     settings = _load(config, assignments).config
+    # Everything that is read stays until the end; looking through it again and again for cycles takes long.
+    gc.disable()
     try:
         counts = asyncio.run(_load_files(settings, files, replace=replace))
     except LoadErrors as error:
@@ -267,6 +271,8 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
     plan = loading.read_files(files, rules=credential_rules(config), now=now_utc())
     for warning in plan.warnings:
         _say(f"warning: {warning}")
+    if plan.problems and plan.is_empty:
+        raise loading.LoadErrors(plan.problems)
 
     async def apply(store: "Store", passwords: "PasswordHasher") -> str:
         with _progress("Loading") as progress:
@@ -284,7 +290,13 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
         replaced = f", {counts.replaced} of them replaced" if counts.replaced else ""
         return f"Loaded {', '.join(shown)}{replaced}."
 
-    return await _with_passwords(config, apply, may_create=True)
+    try:
+        return await _with_passwords(config, apply, may_create=True)
+    except Unavailable as error:
+        if not plan.problems:
+            raise
+        _say(f"warning: the entries were not compared with the database: {error}")
+        raise loading.LoadErrors(plan.problems) from error
 
 
 @contextmanager

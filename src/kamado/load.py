@@ -1,9 +1,9 @@
 """Tenants, devices and credentials from files in the three JSON forms of Hono 1.2 (configuration 2.2).
 
-Two steps. `read_files` reads and checks every entry, needs no database and reports all that is wrong at once; `apply`
-hashes passwords, then writes everything in one transaction, or nothing. The rules of single entries are those of the
-management API; here are the rules of files: their forms, the quirks of those that Hono has written, and what belongs
-to what.
+Two steps. `read_files` reads and checks every entry and needs no database; `apply` hashes passwords, then writes
+everything in one transaction, or nothing. All that is wrong is reported at once, by `apply`: what the files say, and
+what does not go with the database. The rules of single entries are those of the management API; here are the rules of
+files: their forms, the quirks of those that Hono has written, and what belongs to what.
 
 The form of an element is told by its content:
 
@@ -42,6 +42,9 @@ from kamado.tenants import Tenant, parse_tenant
 __all__ = ["Entry", "LoadCounts", "LoadErrors", "LoadPlan", "LoadProblem", "Progress", "apply", "read_files"]
 
 T = TypeVar("T")
+
+DeviceKey = tuple[str, str]
+"""Tenant id and device id."""
 
 Progress = Callable[[int, int], None]
 """Told how much is done of how much; of `apply`, in the thread of the database as well."""
@@ -114,12 +117,23 @@ class PlannedCredential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """What the files hold, each entry checked."""
+    """What the files hold, each entry checked. One with problems is only good for finding more of them."""
 
     tenants: tuple[PlannedTenant, ...] = ()
     devices: tuple[PlannedDevice, ...] = ()
     credentials: tuple[PlannedCredential, ...] = field(default=(), repr=False)
     warnings: tuple[LoadProblem, ...] = ()
+    problems: tuple[LoadProblem, ...] = ()
+    broken_tenants: frozenset[str] = frozenset()
+    """Those that stand in the files and have a problem: what belongs to them does not lack them."""
+    broken_devices: frozenset[DeviceKey] = frozenset()
+    is_complete: bool = True
+    """Whether all files could be read up to their entries; otherwise nothing can be said to be missing."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compare with a database."""
+        return not (self.tenants or self.devices or self.credentials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +165,8 @@ def read_files(paths: Sequence[Path], *, rules: CredentialRules, now: datetime) 
         now: Which trust anchors are valid, for their templates. Those of tenants that only the database has do not
             count, so credentials that are given as certificates get their subject as auth-id there.
 
-    Raises:
-        LoadErrors: A file cannot be read, or an entry is against a rule; all of them are listed.
+    Returns:
+        The plan; files that cannot be read and entries that are against a rule are its `problems`.
     """
     reader = _Reader(rules, now)
     for path in paths:
@@ -169,7 +183,11 @@ class _Reader:
         self._problems: list[LoadProblem] = []
         self._warnings: list[LoadProblem] = []
         self._tenants: dict[str, PlannedTenant] = {}
-        self._devices: dict[tuple[str, str], PlannedDevice] = {}
+        self._devices: dict[DeviceKey, PlannedDevice] = {}
+        # Where each first stands, broken or not.
+        self._tenant_entries: dict[str, Entry] = {}
+        self._device_entries: dict[DeviceKey, Entry] = {}
+        self._is_complete = True
         # Credentials need the trust anchors of their tenants, so they are checked when all files have been read.
         self._found: list[tuple[Entry, str, JsonObject]] = []
 
@@ -181,6 +199,7 @@ class _Reader:
             data = path.read_bytes()
         except OSError as error:
             self._problems.append(entry.problem(f"cannot be read: {error.strerror}"))
+            self._is_complete = False
             return
         if timedelta(0) <= self._now - written < _JUST_NOW:
             self._warnings.append(entry.problem("was written just now; make sure that no registry is writing it"))
@@ -188,12 +207,29 @@ class _Reader:
             elements = _decode_file(data)
         except BadRequest as error:
             self._problems.append(entry.problem(str(error)))
+            self._is_complete = False
             return
         has_placeholders = b"${" in data
         for index, element in enumerate(elements):
             at = Entry(file=entry.file, path=f"[{index}]")
+            count = len(self._problems)
             if not has_placeholders or not self._has_placeholder(at, element):
                 self._checked(at, self._read_element, element)
+            if len(self._problems) > count:
+                self._note_ids(at, element)
+
+    def _note_ids(self, entry: Entry, element: object) -> None:
+        """Remember whom a broken element is about, so that nothing else is blamed for its absence."""
+        if not isinstance(element, dict):
+            return
+        tenant_id, tenant, devices = element.get("tenant-id"), element.get("tenant"), element.get("devices")
+        if isinstance(tenant_id, str):
+            self._tenant_entries.setdefault(tenant_id, entry)
+        if isinstance(tenant, str) and isinstance(devices, list):
+            for device in devices:
+                device_id = device.get("device-id") if isinstance(device, dict) else None
+                if isinstance(device_id, str):
+                    self._device_entries.setdefault((tenant, device_id), entry)
 
     def _has_placeholder(self, entry: Entry, element: object) -> bool:
         found = list(_placeholders(element, ""))
@@ -239,8 +275,9 @@ class _Reader:
         if isinstance(anchors, dict):
             # The form before Hono 1.0.
             document["trusted-ca"] = [anchors]
-        if tenant_id in self._tenants:
-            raise BadRequest(f"tenant-id: stands in {self._tenants[tenant_id].entry.problem('').entry} already")
+        first = self._tenant_entries.setdefault(tenant_id, entry)
+        if first is not entry:
+            raise BadRequest(f"tenant-id: stands in {first.problem('').entry} already")
         self._tenants[tenant_id] = PlannedTenant(entry=entry, tenant_id=tenant_id, tenant=parse_tenant(document))
 
     def _read_device(self, entry: Entry, value: tuple[str, object]) -> None:
@@ -256,8 +293,9 @@ class _Reader:
     def _add_device(self, entry: Entry, value: tuple[str, str, JsonObject]) -> None:
         tenant_id, device_id, data = value
         key = (tenant_id, device_id)
-        if key in self._devices:
-            raise BadRequest(f"device-id: stands in {self._devices[key].entry.problem('').entry} already")
+        first = self._device_entries.setdefault(key, entry)
+        if first is not entry:
+            raise BadRequest(f"device-id: stands in {first.problem('').entry} already")
         document = {name: member for name, member in data.items() if name != "comment"}
         try:
             device = parse_device(document)
@@ -274,33 +312,36 @@ class _Reader:
         self._found.append((entry, tenant_id, document | {"device-id": device_id}))
 
     def finish(self) -> LoadPlan:
-        """Check the credentials, and what belongs together.
-
-        Raises:
-            LoadErrors: Something was wrong, here or before.
-        """
-        credentials: dict[tuple[str, str, str], PlannedCredential] = {}
+        """Check the credentials, and what belongs together."""
+        credentials: list[PlannedCredential] = []
+        entries: dict[tuple[str, str, str], Entry] = {}
         for entry, tenant_id, document in self._found:
             device_id = cast(str, document["device-id"])
             try:
                 update = self._parse_credential(entry, tenant_id, document)
             except BadRequest as error:
                 self._problems.append(entry.problem(str(error)))
+                type_, auth_id = document.get("type"), document.get("auth-id")
+                if isinstance(type_, str) and isinstance(auth_id, str):
+                    entries.setdefault((tenant_id, type_, auth_id), entry)
                 continue
-            planned = PlannedCredential(entry=entry, tenant_id=tenant_id, device_id=device_id, update=update)
-            first = credentials.setdefault((tenant_id, update.type, update.auth_id), planned)
-            if first is not planned:
+            first = entries.setdefault((tenant_id, update.type, update.auth_id), entry)
+            if first is not entry:
                 self._problems.append(
-                    entry.problem(f"auth-id: {update.type} {update.auth_id} stands in {first.entry.path} already")
+                    entry.problem(f"auth-id: {update.type} {update.auth_id} stands in {first.path} already")
                 )
+                continue
+            credentials.append(PlannedCredential(entry=entry, tenant_id=tenant_id, device_id=device_id, update=update))
         self._warn_of_limits()
-        if self._problems:
-            raise LoadErrors(self._problems)
         return LoadPlan(
             tenants=tuple(self._tenants.values()),
             devices=tuple(self._devices.values()),
-            credentials=tuple(credentials.values()),
+            credentials=tuple(credentials),
             warnings=tuple(self._warnings),
+            problems=tuple(self._problems),
+            broken_tenants=frozenset(self._tenant_entries.keys() - self._tenants.keys()),
+            broken_devices=frozenset(self._device_entries.keys() - self._devices.keys()),
+            is_complete=self._is_complete,
         )
 
     def _parse_credential(self, entry: Entry, tenant_id: str, document: JsonObject) -> CredentialUpdate:
@@ -405,6 +446,8 @@ async def apply(
     device become exactly what the files say; devices of which the files hold no credentials keep theirs. Limits are
     not applied. Devices may belong to tenants, and credentials to devices, that are in the database only.
 
+    A plan with problems is only compared with the database, to tell them all together.
+
     Waits for the hashing of passwords and for the database. Cancelled before the transaction it leaves nothing behind,
     in it everything or nothing; a retry is safe.
 
@@ -418,16 +461,24 @@ async def apply(
         progress: Told how far it is.
 
     Raises:
-        LoadErrors: Something is there already or misses what it belongs to, or a name is taken.
+        LoadErrors: The plan has problems, something is there already or misses what it belongs to, or a name is taken.
         Unavailable: The database cannot be written now.
     """
+    if plan.problems:
+
+        async def examine(transaction: Transaction) -> Sequence[LoadProblem]:
+            return await _Examination(transaction, plan).find_problems(may_replace=replace)
+
+        raise LoadErrors([*plan.problems, *await store.read(examine)])
     reporter = _Reporter(plan, progress)
     sets = await _hash_credentials(plan, passwords, reporter)
 
     async def write(transaction: Transaction) -> LoadCounts:
-        writer = _Writer(transaction, principal, clock(), sets)
-        await writer.examine(plan, may_replace=replace)
-        return await writer.write(plan, reporter)
+        examination = _Examination(transaction, plan)
+        problems = await examination.find_problems(may_replace=replace)
+        if problems:
+            raise LoadErrors(problems)
+        return await _Writer(transaction, principal, clock(), sets, examination).write(plan, reporter)
 
     return await store.write(write)
 
@@ -446,18 +497,9 @@ class _Reporter:
             self._progress(done, self._total)
 
 
-DeviceKey = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Set:
-    """The credentials that the files hold of one device."""
-
-    entries: tuple[PlannedCredential, ...]
-    credentials: tuple[Credential, ...] = field(repr=False)
-
-
-async def _hash_credentials(plan: LoadPlan, passwords: PasswordHasher, reporter: _Reporter) -> dict[DeviceKey, _Set]:
+async def _hash_credentials(
+    plan: LoadPlan, passwords: PasswordHasher, reporter: _Reporter
+) -> dict[DeviceKey, tuple[Credential, ...]]:
     hashes: dict[PlainPassword, str] = {}
     plain = reporter.passwords
     for start in range(0, len(plain), _HASHED_AT_ONCE):
@@ -465,47 +507,43 @@ async def _hash_credentials(plan: LoadPlan, passwords: PasswordHasher, reporter:
         hashed = await asyncio.gather(*(passwords.hash(password.text) for password in batch))
         hashes.update(zip(batch, hashed, strict=True))
         reporter.tell(len(hashes), always=True)
-    entries: dict[DeviceKey, list[PlannedCredential]] = {}
-    for planned in plan.credentials:
-        entries.setdefault((planned.tenant_id, planned.device_id), []).append(planned)
     return {
-        key: _Set(
-            entries=tuple(some),
-            credentials=tuple(
-                without_references(update) for update in with_hashes([planned.update for planned in some], hashes)
-            ),
-        )
-        for key, some in entries.items()
+        key: tuple(without_references(update) for update in with_hashes([planned.update for planned in some], hashes))
+        for key, some in _by_device(plan.credentials).items()
     }
 
 
-class _Writer:
-    """The one transaction: first everything is examined, then everything is written."""
+def _by_device(credentials: Sequence[PlannedCredential]) -> dict[DeviceKey, list[PlannedCredential]]:
+    devices: dict[DeviceKey, list[PlannedCredential]] = {}
+    for planned in credentials:
+        devices.setdefault((planned.tenant_id, planned.device_id), []).append(planned)
+    return devices
 
-    def __init__(
-        self, transaction: Transaction, principal: Principal, now: datetime, sets: dict[DeviceKey, _Set]
-    ) -> None:
+
+class _Examination:
+    """Compares a plan with what is there already, and remembers that for who writes."""
+
+    def __init__(self, transaction: Transaction, plan: LoadPlan) -> None:
         self._transaction = transaction
-        self._principal = principal
-        self._now = now
-        self._sets = sets
+        self._plan = plan
         self._problems: list[LoadProblem] = []
-        # What is there already. A tenant that is not is `None`.
-        self._tenants: dict[str, StoredTenant | None] = {}
-        self._devices: dict[DeviceKey, StoredDevice] = {}
-        self._credentials: dict[DeviceKey, StoredCredentials] = {}
+        self.sets = _by_device(plan.credentials)
+        """The credentials of the plan, by device."""
+        self.tenants: dict[str, StoredTenant | None] = {}
+        """`None` for a tenant that is not there."""
+        self.devices: dict[DeviceKey, StoredDevice] = {}
+        self.credentials: dict[DeviceKey, StoredCredentials] = {}
 
-    async def examine(self, plan: LoadPlan, *, may_replace: bool) -> None:
-        """Compare the plan with what is there.
-
-        Raises:
-            LoadErrors: They do not go together.
-        """
+    async def find_problems(self, *, may_replace: bool) -> Sequence[LoadProblem]:
+        """Find what does not go together."""
+        plan = self._plan
         for tenant in plan.tenants:
-            self._tenants[tenant.tenant_id] = await self._transaction.find_tenant(tenant.tenant_id)
-            if self._tenants[tenant.tenant_id] is not None and not may_replace:
+            self.tenants[tenant.tenant_id] = await self._transaction.find_tenant(tenant.tenant_id)
+            if self.tenants[tenant.tenant_id] is not None and not may_replace:
                 self._problems.append(tenant.entry.problem("exists already"))
-        new_tenants = {tenant_id for tenant_id, stored in self._tenants.items() if stored is None}
+        for tenant_id in plan.broken_tenants:
+            self.tenants[tenant_id] = await self._transaction.find_tenant(tenant_id)
+        new_tenants = {tenant_id for tenant_id, stored in self.tenants.items() if stored is None}
         planned_devices: set[DeviceKey] = set()
         for device in plan.devices:
             key = (device.tenant_id, device.device_id)
@@ -514,39 +552,63 @@ class _Writer:
             if device.tenant_id not in new_tenants and await self._has_tenant(device.entry, device.tenant_id):
                 stored = await self._transaction.find_device(*key)
                 if stored is not None:
-                    self._devices[key] = stored
+                    self.devices[key] = stored
                     if not may_replace:
                         self._problems.append(device.entry.problem("exists already"))
-        for key, one in self._sets.items():
-            if key[0] not in new_tenants and await self._has_tenant(one.entries[0].entry, key[0]):
-                await self._examine_set(key, one, is_planned=key in planned_devices, may_replace=may_replace)
+        planned_devices |= plan.broken_devices
+        for key, entries in self.sets.items():
+            if key[0] not in new_tenants and await self._has_tenant(entries[0].entry, key[0]):
+                await self._examine_set(key, entries, is_planned=key in planned_devices, may_replace=may_replace)
             elif key not in planned_devices and key[0] in new_tenants:
-                self._problems.append(one.entries[0].entry.problem("there is no such device"))
-        if self._problems:
-            raise LoadErrors(self._problems)
+                self._miss(entries[0].entry, "device")
+        return self._problems
+
+    def _miss(self, entry: Entry, what: str) -> None:
+        if self._plan.is_complete:
+            self._problems.append(entry.problem(f"there is no such {what}"))
 
     async def _has_tenant(self, entry: Entry, tenant_id: str) -> bool:
-        if tenant_id not in self._tenants:
-            self._tenants[tenant_id] = await self._transaction.find_tenant(tenant_id)
-        if self._tenants[tenant_id] is not None:
+        if tenant_id not in self.tenants:
+            self.tenants[tenant_id] = await self._transaction.find_tenant(tenant_id)
+        if self.tenants[tenant_id] is not None:
             return True
-        self._problems.append(entry.problem("there is no such tenant"))
+        self._miss(entry, "tenant")
         return False
 
-    async def _examine_set(self, key: DeviceKey, one: _Set, *, is_planned: bool, may_replace: bool) -> None:
+    async def _examine_set(
+        self, key: DeviceKey, entries: Sequence[PlannedCredential], *, is_planned: bool, may_replace: bool
+    ) -> None:
         stored = await self._transaction.find_credentials(*key)
         if stored is not None:
-            self._credentials[key] = stored
+            self.credentials[key] = stored
             # A device that exists already has been reported.
             if stored.credentials and not may_replace and not is_planned:
-                self._problems.append(one.entries[0].entry.problem("has credentials already"))
+                self._problems.append(entries[0].entry.problem("has credentials already"))
         elif not is_planned:
-            self._problems.append(one.entries[0].entry.problem("there is no such device"))
-        for planned in one.entries:
+            self._miss(entries[0].entry, "device")
+        for planned in entries:
             found = await self._transaction.find_credential(key[0], planned.update.type, planned.update.auth_id)
             # Another device may hold it if that device's credentials are replaced as well.
-            if found is not None and found[0] != key[1] and (key[0], found[0]) not in self._sets:
+            if found is not None and found[0] != key[1] and (key[0], found[0]) not in self.sets:
                 self._problems.append(planned.entry.problem(f"auth-id: belongs to device {found[0]} already"))
+
+
+class _Writer:
+    """Writes a plan in which nothing is wrong."""
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        principal: Principal,
+        now: datetime,
+        sets: dict[DeviceKey, tuple[Credential, ...]],
+        found: _Examination,
+    ) -> None:
+        self._transaction = transaction
+        self._principal = principal
+        self._now = now
+        self._sets = sets
+        self._found = found
 
     async def write(self, plan: LoadPlan, reporter: _Reporter) -> LoadCounts:
         """Write the plan.
@@ -560,7 +622,7 @@ class _Writer:
             done += 1
             reporter.tell(done)
         # All that goes, goes before anything comes: an auth-id may move from one device to another.
-        for stored in self._credentials.values():
+        for stored in self._found.credentials.values():
             if stored.credentials:
                 await self._transaction.replace_credentials(
                     StoredCredentials(tenant_id=stored.tenant_id, device_id=stored.device_id, version=stored.version)
@@ -571,14 +633,15 @@ class _Writer:
             written.add((device.tenant_id, device.device_id))
             done += 1
             reporter.tell(done)
-        for key, one in self._sets.items():
+        for key, entries in self._found.sets.items():
             if key not in written:
-                await self._named(one.entries[0].entry, self._write_credentials(key))
+                await self._named(entries[0].entry, self._write_credentials(key))
         return LoadCounts(
             tenants=len(plan.tenants),
             devices=len(plan.devices),
             credentials=len(plan.credentials),
-            replaced=len(self._devices) + sum(self._tenants[planned.tenant_id] is not None for planned in plan.tenants),
+            replaced=len(self._found.devices)
+            + sum(self._found.tenants[planned.tenant_id] is not None for planned in plan.tenants),
         )
 
     async def _named(self, entry: Entry, work: Awaitable[None]) -> None:
@@ -589,7 +652,7 @@ class _Writer:
             raise LoadErrors([entry.problem(str(conflict))]) from conflict
 
     async def _write_tenant(self, planned: PlannedTenant) -> None:
-        before = self._tenants[planned.tenant_id]
+        before = self._found.tenants[planned.tenant_id]
         stored = StoredTenant(
             tenant_id=planned.tenant_id,
             version=new_id(),
@@ -611,7 +674,7 @@ class _Writer:
 
     async def _write_device(self, planned: PlannedDevice) -> None:
         key = (planned.tenant_id, planned.device_id)
-        before = self._devices.get(key)
+        before = self._found.devices.get(key)
         version = new_id()
         if before is not None:
             await self._transaction.update_device(
@@ -647,15 +710,14 @@ class _Writer:
     async def _write_credentials(self, key: DeviceKey) -> None:
         credentials = self._stored_credentials(key)
         await self._transaction.replace_credentials(credentials)
-        await self._record(ChangeKind.CREDENTIALS, *key, self._credentials[key].version, credentials.version)
+        await self._record(ChangeKind.CREDENTIALS, *key, self._found.credentials[key].version, credentials.version)
 
     def _stored_credentials(self, key: DeviceKey) -> StoredCredentials:
-        one = self._sets.get(key)
         return StoredCredentials(
             tenant_id=key[0],
             device_id=key[1],
             version=new_id(),
-            credentials=() if one is None else one.credentials,
+            credentials=self._sets.get(key, ()),
         )
 
     async def _record(self, kind: ChangeKind, tenant_id: str, resource_id: str, before: str | None, after: str) -> None:

@@ -420,6 +420,23 @@ def test_load_of_what_cannot_be_read(registry: Registry, tmp_path: Path) -> None
         assert "Traceback" not in result.stderr
 
 
+def test_load_lists_all_that_is_wrong_also_without_a_database(registry: Registry, tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text('[{"tenant-id": "a", "colour": 1}, {"tenant": "b", "devices": [{"device-id": "d"}]}]')
+    result = registry.run("load", str(file), expect_status=WRONG_DATA)
+    assert "colour: unknown member" in result.stderr
+    assert "device d of tenant b: there is no such tenant" in result.stderr
+    assert result.stderr.endswith("Nothing was loaded: 2 problems.\n")
+    setting = f"storage.url=sqlite:///{file}/a.db"
+    result = kamado("load", str(file), "--set", setting, expect_status=WRONG_DATA)
+    assert "colour: unknown member" in result.stderr
+    assert "were not compared with the database" in result.stderr
+    # What holds no entry at all is no reason to make a database.
+    missing = str(tmp_path / "no.json")
+    kamado("load", missing, "--set", f"storage.url=sqlite:///{tmp_path}/a.db", expect_status=WRONG_DATA)
+    assert not (tmp_path / "a.db").exists()
+
+
 # A database that cannot be used
 
 

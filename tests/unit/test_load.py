@@ -46,9 +46,7 @@ class Files:
 
     def problems(self, *contents: object) -> list[tuple[str, str]]:
         """Entry and message of what is wrong."""
-        with pytest.raises(LoadErrors) as caught:
-            self.read(*contents)
-        return [(problem.entry, problem.message) for problem in caught.value.problems]
+        return [(problem.entry, problem.message) for problem in self.read(*contents).problems]
 
 
 @pytest.fixture
@@ -158,8 +156,8 @@ def test_a_file_that_is_broken_is_a_problem(files: Files, content: bytes, messag
 
 
 def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
-    with pytest.raises(LoadErrors, match=r"missing\.json: cannot be read: No such file or directory"):
-        read_files([tmp_path / "missing.json"], rules=RULES, now=NOW)
+    (problem,) = read_files([tmp_path / "missing.json"], rules=RULES, now=NOW).problems
+    assert str(problem) == f"{tmp_path}/missing.json: cannot be read: No such file or directory"
 
 
 def test_a_file_just_written_is_warned_of(files: Files) -> None:
@@ -220,18 +218,17 @@ def test_an_entry_against_a_rule_is_a_problem(files: Files, element: object, ent
 
 
 def test_all_problems_are_reported_at_once(files: Files) -> None:
-    with pytest.raises(LoadErrors) as caught:
-        files.read(
-            b"[", [{"tenant-id": ""}, devices({}, {"device-id": "d"}, {"device-id": "d"})], [credentials(psk(type=""))]
-        )
-    assert [(Path(problem.file).name, problem.entry) for problem in caught.value.problems] == [
+    plan = files.read(
+        b"[", [{"tenant-id": ""}, devices({}, {"device-id": "d"}, {"device-id": "d"})], [credentials(psk(type=""))]
+    )
+    assert [(Path(problem.file).name, problem.entry) for problem in plan.problems] == [
         ("0.json", ""),
         ("1.json", "[0]"),
         ("1.json", "[1].devices[0]"),
         ("1.json", "[1].devices[2] device d of tenant acme"),
         ("2.json", "[0].credentials[0] credentials of device press-1 of tenant acme"),
     ]
-    assert str(caught.value).endswith("(and 4 more)")
+    assert str(LoadErrors(plan.problems)).endswith("(and 4 more)")
 
 
 def test_what_stands_twice_is_a_problem(files: Files) -> None:
@@ -335,8 +332,8 @@ def test_the_rules_of_the_deployment_count(files: Files) -> None:
     rules = replace(RULES, bcrypt_max_cost=9)
     entry = [credentials(password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_10}))]
     assert files.read(entry).credentials
-    with pytest.raises(LoadErrors, match="cost from 4 to 9"):
-        files.read(entry, rules=rules)
+    (problem,) = files.read(entry, rules=rules).problems
+    assert "cost from 4 to 9" in problem.message
 
 
 def test_limits_are_warned_of(files: Files) -> None:
@@ -504,6 +501,64 @@ def test_what_belongs_to_nothing_is_a_problem(loading: Loading) -> None:
     assert loading.problems([ACME, credentials(psk())]) == missing
     loading.load([ACME])
     assert loading.problems([devices({"device-id": "d"}), credentials(psk())]) == missing
+
+
+def test_what_is_wrong_in_itself_and_what_belongs_to_nothing_are_listed_together(loading: Loading) -> None:
+    """An entry with a problem counts as being there; nothing is blamed for lacking it."""
+    problems = loading.problems(
+        [
+            {"tenant-id": "acme", "colour": 1},
+            {"tenant-id": "held", "alias": "${alias}"},
+            devices({"device-id": "a"}, {"device-id": "b", "data": {"colour": 1}}),
+            devices({"device-id": "c"}, tenant="held"),
+            devices({"device-id": "d"}, tenant="nobody"),
+            credentials(psk("a", "p1"), psk("b", "p2"), psk("c", "p3")),
+            credentials(psk("c", "p1"), tenant="held"),
+        ]
+    )
+    assert problems == [
+        ("[0] tenant acme", "colour: unknown member"),
+        ("[1]", "alias: holds the placeholder ${alias}"),
+        ("[2].devices[1] device b of tenant acme", "data.colour: unknown member"),
+        ("[4].devices[0] device d of tenant nobody", "there is no such tenant"),
+        ("[5].credentials[2] credentials of device c of tenant acme", "there is no such device"),
+    ]
+    assert loading.sample.find_device("acme", "a") is None
+    loading.load([ACME, devices({"device-id": "a"})])
+    problems = loading.problems(
+        [{"tenant-id": "acme", "colour": 1}, devices({"device-id": "a"}), credentials(psk("c"), psk("a", "p2"))]
+    )
+    assert problems == [
+        ("[0] tenant acme", "colour: unknown member"),
+        ("[1].devices[0] device a of tenant acme", "exists already"),
+        ("[2].credentials[0] credentials of device c of tenant acme", "there is no such device"),
+    ]
+
+
+def test_what_stands_twice_is_a_problem_also_if_the_first_is_broken(files: Files) -> None:
+    problems = files.problems(
+        [{"tenant-id": "acme", "colour": 1}, {"tenant-id": "acme"}],
+        [devices({"device-id": "d", "data": {"colour": 1}}, {"device-id": "d"})],
+        [credentials(psk("d", colour=1), psk("d"))],
+    )
+    assert [message for _, message in problems] == [
+        "colour: unknown member",
+        "tenant-id: stands in [0] tenant acme already",
+        "data.colour: unknown member",
+        "device-id: stands in [0].devices[0] device d of tenant acme already",
+        "colour: unknown member",
+        "auth-id: psk p1 stands in [0].credentials[0] already",
+    ]
+
+
+def test_nothing_is_missing_while_a_file_cannot_be_read(loading: Loading) -> None:
+    """What is missing may stand in there."""
+    problems = loading.problems(b"[", [devices({"device-id": "d"}), credentials(psk("d"), psk("e", "p2"))])
+    assert len(problems) == 1
+    assert problems[0][1].startswith("not valid JSON")
+    loading.load([ACME, devices({"device-id": "d"})])
+    problems = loading.problems(b"[", [devices({"device-id": "d"}), credentials(psk("e"))])
+    assert problems[1:] == [("[0].devices[0] device d of tenant acme", "exists already")]
 
 
 def test_an_auth_id_of_another_device_is_a_problem(loading: Loading) -> None:
