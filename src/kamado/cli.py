@@ -734,6 +734,7 @@ def _client_settings(
     import ssl
 
     from kamado.amqp.client import ClientSettings
+    from kamado.config import TlsError, load_key_pair
 
     _check_key_pair(cert_file, key_file)
     settings = _load(config, assignments).config
@@ -754,17 +755,22 @@ def _client_settings(
         host, secure = parts.hostname or "127.0.0.1", parts.scheme == "amqps"
     context = None
     if secure:
+        # Without --ca-file: the registry of the configuration is known by its very certificate.
+        trusted = ca_file or own_certificate
         try:
-            # Without --ca-file: the registry of the configuration is known by its very certificate.
-            trusted = ca_file or own_certificate
             context = ssl.create_default_context(cafile=trusted)
-            if ca_file is None and own_certificate is not None:
-                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-                context.check_hostname = False
-            if cert_file is not None:
-                context.load_cert_chain(cert_file, key_file)
+        except ssl.SSLError:
+            _fail(f"{trusted} holds no PEM certificates", WRONG_CONFIGURATION)
         except OSError as error:
-            _fail(f"TLS files cannot be used: {error.strerror or error}", WRONG_CONFIGURATION)
+            _fail(f"{trusted} cannot be read: {error.strerror}", WRONG_CONFIGURATION)
+        if ca_file is None and own_certificate is not None:
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.check_hostname = False
+        if cert_file is not None:
+            try:
+                load_key_pair(context, cert_file, key_file or cert_file)
+            except TlsError as error:
+                _fail(str(error), WRONG_CONFIGURATION)
     elif cert_file is not None:
         raise typer.BadParameter("--cert-file needs TLS: --url amqps://HOST:PORT")
     password = None

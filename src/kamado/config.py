@@ -38,6 +38,7 @@ __all__ = [
     "default_config_file",
     "is_loopback",
     "load",
+    "load_key_pair",
     "settings",
     "tls_context",
 ]
@@ -736,8 +737,10 @@ def default_config_file(environment: Mapping[str, str]) -> Path | None:
 
 
 def _guess(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    """Suggest what is near; that all variables begin with the same word makes none of them near."""
+    by_rest = {known.removeprefix(PREFIX): known for known in names}
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), by_rest, n=1, cutoff=0.7)
+    return f"; did you mean {by_rest[close[0]]}?" if close else ""
 
 
 class _Sources:
@@ -802,8 +805,8 @@ class _Sources:
 
     def read_assignments(self, assignments: Sequence[str], directory: Path) -> None:
         for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if equals:
+            key, _, value = assignment.partition("=")
+            if key.strip() and key != assignment:
                 self.put(key.strip(), value, "--set", directory)
             else:
                 self.problems.append(Problem(key=assignment, origin="--set", expected="has the form key=value"))
@@ -900,6 +903,9 @@ def _check(config: Config, origins: Mapping[str, str], problems: list[Problem], 
     _check_ports(config, problem)
     if config.credentials.bcrypt_cost > config.credentials.bcrypt_max_cost:
         problem("credentials.bcrypt_cost", "is higher than credentials.bcrypt_max_cost")
+    database = Path(config.storage.url.removeprefix("sqlite:///"))
+    if database.is_dir():
+        problem("storage.url", f"{database} is a directory; name a file in it")
     for path in config.startup.load:
         _check_readable("startup.load", path, problem)
     if config.auth.permissions_file is not None:
@@ -996,24 +1002,8 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    try:
-        # Configuration 7.1: for TLS 1.2 only forward secret key exchange with AEAD ciphers.
-        context.set_ciphers(":".join(tls.ciphers) or "ECDHE+AESGCM:ECDHE+CHACHA20")
-    except ssl.SSLError as error:
-        raise TlsError("ciphers", "OpenSSL knows none of these ciphers") from error
-    try:
-        # A pass phrase is refused instead of asked for on the terminal.
-        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: b"")
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise TlsError(
-                "key_file", f"{tls.key_file} is not the key of the certificate in {tls.cert_file}"
-            ) from error
-        raise TlsError(
-            "cert_file", f"{tls.cert_file} and {tls.key_file} are not a PEM certificate and its key"
-        ) from error
-    except OSError as error:
-        raise TlsError("cert_file", f"certificate or key cannot be read: {error.strerror}") from error
+    _set_ciphers(context, tls.ciphers)
+    load_key_pair(context, tls.cert_file, tls.key_file)
     if isinstance(tls, AmqpTlsConfig) and tls.client_ca_file is not None and tls.effective_client_auth != "none":
         try:
             context.load_verify_locations(tls.client_ca_file)
@@ -1024,3 +1014,68 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
         required = tls.effective_client_auth == "required"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+def _set_ciphers(context: ssl.SSLContext, ciphers: tuple[str, ...]) -> None:
+    for name in re.split("[:, ]+", ":".join(ciphers)):
+        # What only takes away or orders selects nothing by itself.
+        if name and name[0] not in "!-+@":
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(name)
+            except ssl.SSLError as error:
+                raise TlsError("ciphers", f"OpenSSL has no cipher {name} for TLS 1.2") from error
+    try:
+        # Configuration 7.1: for TLS 1.2 only forward secret key exchange with AEAD ciphers.
+        context.set_ciphers(":".join(ciphers) or "ECDHE+AESGCM:ECDHE+CHACHA20")
+    except ssl.SSLError as error:
+        raise TlsError("ciphers", "these leave no cipher for TLS 1.2") from error
+
+
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+_PEM_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----")
+_ENCRYPTED_KEY = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED")
+
+
+def load_key_pair(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
+    """Let a TLS context use a certificate and its key. OpenSSL does not say what is wrong with which, so look first.
+
+    Raises:
+        TlsError: A file cannot be read or parsed, or certificate and key do not belong together.
+    """
+    certificate, key = _read_pem("cert_file", cert_file), _read_pem("key_file", key_file)
+    if not _PEM_CERTIFICATE.search(certificate):
+        if _PEM_KEY.search(certificate) and not _PEM_KEY.search(key) and _PEM_CERTIFICATE.search(key):
+            message = f"{cert_file} is a key and {key_file} a certificate: the two are swapped"
+            raise TlsError("cert_file", message)
+        raise TlsError("cert_file", f"{cert_file} holds no PEM certificate")
+    if not _PEM_KEY.search(key):
+        raise TlsError("key_file", f"{key_file} holds no PEM private key")
+    if _ENCRYPTED_KEY.search(key):
+        raise TlsError(
+            "key_file",
+            f"the key in {key_file} is encrypted and has to be without a pass phrase; this writes one: "
+            f"openssl pkey -in {key_file} -out NEW",
+        )
+    try:
+        # A pass phrase is never asked for on the terminal.
+        context.load_cert_chain(cert_file, key_file, password=lambda: b"")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise TlsError("key_file", f"{key_file} is not the key of the certificate in {cert_file}") from error
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert_file)
+        except ssl.SSLError:
+            raise TlsError("cert_file", f"the certificate in {cert_file} cannot be decoded") from error
+        if error.reason is not None and "TOO_" in error.reason:
+            # Not damaged, but against OpenSSL's rules: EE_KEY_TOO_SMALL, CA_MD_TOO_WEAK.
+            raise TlsError("cert_file", f"OpenSSL refuses the certificate in {cert_file}: {error.reason}") from error
+        raise TlsError("key_file", f"the key in {key_file} cannot be decoded") from error
+    except OSError as error:
+        raise TlsError("cert_file", f"{cert_file} or {key_file} cannot be read: {error.strerror}") from error
+
+
+def _read_pem(key: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TlsError(key, f"{path} cannot be read: {error.strerror}") from error

@@ -4,7 +4,7 @@ Adapters and devices never see a reason, since it would help somebody who guesse
 same database, with every right, and nothing is stored: what provisioning would write is undone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -77,7 +77,13 @@ class Explanation:
     def of_error(cls, error: RegistryError) -> "Explanation":
         """Explain a refusal."""
         message = str(error)
-        text = message if error.reason is None else SENTENCES[error.reason]
+        match error.reason:
+            case None:
+                text = message
+            case Reason.MALFORMED_REQUEST:
+                text = f"{SENTENCES[error.reason].removesuffix('.')}: {message}"
+            case _:
+                text = SENTENCES[error.reason]
         return cls(status=error.status, reason=error.reason, text=text, message=message)
 
     @property
@@ -109,7 +115,11 @@ class Explainer:
         try:
             answer = await self._lookup.get_tenant_by_body(LOCAL_OPERATOR, body)
         except RegistryError as error:
-            return _refused(error)
+            refusal = _refused(error)
+            if refusal.reason is Reason.ISSUER_UNKNOWN:
+                # The sentence is about a certificate, and here is none.
+                return replace(refusal, text="No tenant trusts a CA of this name (`trusted-ca`).")
+            return refusal
         tenant_id = str(_member(answer, "tenant-id"))
         return await self._found(answer, tenant_id, f"This is tenant {tenant_id}.")
 

@@ -275,6 +275,15 @@ def test_explain_text_is_for_people(registry: Registry) -> None:
     assert result.stdout == "404 Not Found: tenant-unknown\nThere is no tenant of this id or alias.\n"
 
 
+def test_explain_of_a_ca_that_nobody_trusts_and_of_what_is_no_name(registry: Registry) -> None:
+    result = registry.run("explain", "tenant", "--subject-dn", "CN=nope", expect_status=REFUSED)
+    assert result.stdout == "404 Not Found: issuer-unknown\nNo tenant trusts a CA of this name (`trusted-ca`).\n"
+    result = registry.run("explain", "tenant", "--subject-dn", "foo", expect_status=WRONG_REQUEST)
+    first, second = result.stdout.splitlines()
+    assert first == "400 Bad Request: malformed-request"
+    assert second.startswith("The request lacks something or is written wrongly: subject-dn: ")
+
+
 def test_explain_tells_what_an_adapter_would_turn_away_later(registry: Registry) -> None:
     """An adapter gets credentials also of a disabled device (amqp-apis 11.2, 6d) and of a disabled tenant."""
     tenant_id = registry.create_tenant(document={"enabled": False})

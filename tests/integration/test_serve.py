@@ -83,6 +83,13 @@ def test_key_material_is_read_again(new_registry: NewRegistry) -> None:
     poll(lambda: registry.log.read_text().count("key material reloaded") == 2, what="reload")
     registry.run(*arguments, "--ca-file", str(ca_file))
     registry.run(*arguments, "--ca-file", str(registry.tls.ca_file), expect_status=UNAVAILABLE)
+    key = registry.tls.key_file.read_bytes()
+    registry.tls.key_file.write_text("nothing")
+    os.kill(registry.pid, signal.SIGHUP)
+    poll(lambda: registry.log.read_text().count("key material not reloaded") == 2, what="failed reload")
+    assert f"{registry.tls.key_file} holds no PEM private key" in registry.log.read_text()
+    registry.tls.key_file.write_bytes(key)
+    registry.run(*arguments, "--ca-file", str(ca_file))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

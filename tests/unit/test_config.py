@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from tests.integration.certificates import Authority, tls_files
 
 from kamado.config import AmqpTlsConfig, Config, ConfigError, Loaded, load, settings, tls_context
@@ -307,16 +308,90 @@ def test_certificate_and_key_come_as_a_pair_and_match(tmp_path: Path) -> None:
     (problem,) = problems_of(
         tmp_path, "", f"amqp.tls.cert_file={files.key_file}", f"amqp.tls.key_file={files.key_file}"
     )
-    assert "are not a PEM certificate and its key" in problem
+    assert f"amqp.tls.cert_file (--set): {files.key_file} holds no PEM certificate" in problem
     (problem,) = problems_of(tmp_path, "", f"amqp.tls.cert_file={tmp_path}/no", f"amqp.tls.key_file={files.key_file}")
     assert "cannot be read" in problem
     pair = (f"amqp.tls.cert_file={other}", f"amqp.tls.key_file={other_key}")
     (problem,) = problems_of(tmp_path, "", *pair, f"amqp.tls.client_ca_file={other_key}")
     assert "holds no PEM certificates" in problem
-    (problem,) = problems_of(tmp_path, "", *pair, "amqp.tls.ciphers=NONSENSE")
-    assert "OpenSSL knows none" in problem
+    for ciphers in ("NONSENSE", "ECDHE-RSA-AES128-GCM-SHA256,NONSENSE", "ECDHE+AESGCM:NONSENSE:!SHA1"):
+        (problem,) = problems_of(tmp_path, "", *pair, f"amqp.tls.ciphers={ciphers}")
+        assert "OpenSSL has no cipher NONSENSE for TLS 1.2" in problem
+    (problem,) = problems_of(tmp_path, "", *pair, "amqp.tls.ciphers=ECDHE+AESGCM,!ECDHE")
+    assert "these leave no cipher" in problem
+    config_of(tmp_path, "", *pair, "amqp.tls.ciphers=ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE+AESGCM,!DSS,@STRENGTH")
     (problem,) = problems_of(tmp_path, "", *pair, "amqp.tls.client_auth=required")
     assert "amqp.tls.client_ca_file" in problem
+
+
+def test_file_that_is_to_blame_is_named(tmp_path: Path) -> None:
+    authority = Authority.create("CN=localhost")
+    cert, key = authority.write(tmp_path, "good")
+    files = {
+        "encrypted": authority.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        ),
+        "old-encrypted": authority.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.BestAvailableEncryption(b"secret"),
+        ),
+        "junk-cert": b"-----BEGIN CERTIFICATE-----\nAAECAwQFBgc=\n-----END CERTIFICATE-----\n",
+        "junk-key": b"-----BEGIN PRIVATE KEY-----\nAAECAwQFBgc=\n-----END PRIVATE KEY-----\n",
+        "letter": b"Dear reader",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+
+    def problem(cert_file: Path, key_file: Path) -> str:
+        (one,) = problems_of(tmp_path, "", f"http.tls.cert_file={cert_file}", f"http.tls.key_file={key_file}")
+        return one.replace(f"{tmp_path}/", "")
+
+    for name in ("encrypted", "old-encrypted"):
+        text = f"http.tls.key_file (--set): the key in {name} is encrypted and has to be without a pass phrase"
+        assert problem(cert, tmp_path / name).startswith(text)
+    assert problem(key, cert) == (
+        f"http.tls.cert_file (--set): {key.name} is a key and {cert.name} a certificate: the two are swapped"
+    )
+    for name, text in (
+        ("junk-cert", "the certificate in junk-cert cannot be decoded"),
+        ("letter", "letter holds no PEM certificate"),
+    ):
+        assert problem(tmp_path / name, key) == f"http.tls.cert_file (--set): {text}"
+    for name, text in (
+        ("junk-key", "the key in junk-key cannot be decoded"),
+        ("letter", "letter holds no PEM private key"),
+    ):
+        assert problem(cert, tmp_path / name) == f"http.tls.key_file (--set): {text}"
+
+
+def test_database_that_is_a_directory(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "", f"storage.url=sqlite:///{tmp_path}")
+    assert problem == f"storage.url (--set): {tmp_path} is a directory; name a file in it"
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("KAMADO_BLA", None),
+        ("KAMADO_HTTP__FOO", None),
+        ("KAMADO_STORAGE__URI", "KAMADO_STORAGE__URL"),
+        ("KAMADO_HTTP__INSECURE__PROT", "KAMADO_HTTP__INSECURE__PORT"),
+        ("KAMADO_ASK_URI", "KAMADO_ASK_URL"),
+    ],
+)
+def test_only_what_is_near_is_suggested(tmp_path: Path, name: str, guess: str | None) -> None:
+    (problem,) = problems_of(tmp_path, environment={name: "x"})
+    suggestion = "" if guess is None else f"; did you mean {guess}?"
+    assert problem == f"{name} (environment): there is no such setting{suggestion}"
+
+
+@pytest.mark.parametrize("assignment", ["=1", " =1", "=", ""])
+def test_assignment_without_a_key(tmp_path: Path, assignment: str) -> None:
+    (problem,) = problems_of(tmp_path, "", assignment)
+    assert problem == f"{assignment} (--set): has the form key=value"
 
 
 def test_key_that_everybody_can_read_is_warned_of(tmp_path: Path) -> None:
