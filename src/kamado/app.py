@@ -12,12 +12,14 @@ import gc
 import json
 import logging
 import os
+import shlex
 import signal
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -206,7 +208,7 @@ class StartFailed(Exception):
         self.status = status
 
 
-def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamado", options: str = "") -> int:
+def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamado", options: Sequence[str] = ()) -> int:
     """Run the registry until a signal ends it.
 
     Args:
@@ -242,7 +244,7 @@ def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamad
 class Process:
     """One run of `kamado serve`."""
 
-    def __init__(self, config: Config, ready_file: Path | None, command: str, options: str) -> None:
+    def __init__(self, config: Config, ready_file: Path | None, command: str, options: Sequence[str]) -> None:
         self._config = config
         self._ready_file = ready_file
         self._command = command
@@ -485,8 +487,38 @@ class Process:
         url = self._addresses.get("http") or self._addresses["https"]
         ask = f"{self._command} ask tenant"
         if await store.lookups.find_tenant("DEFAULT_TENANT") is not None:
-            return [f"curl -i {url}/v1/tenants/DEFAULT_TENANT", f"{ask} DEFAULT_TENANT{self._options}"]
-        return [f"curl -i -X POST {url}/v1/tenants/my-tenant", f"{ask} my-tenant{self._options}"]
+            return [f"curl -i {url}/v1/tenants/DEFAULT_TENANT", f"{ask} DEFAULT_TENANT{self._options_to_ask()}"]
+        return [f"curl -i -X POST {url}/v1/tenants/my-tenant", f"{ask} my-tenant{self._options_to_ask()}"]
+
+    def _options_to_ask(self) -> str:
+        """The options of this run for `ask`, which needs to know the port that was chosen where 0 is configured."""
+        words, chosen = list(self._options), self._find_chosen_ports()
+        told = set[str]()
+        for index, word in enumerate(words):
+            key = word.partition("=")[0].strip()
+            if index and words[index - 1] == "--set" and key in chosen:
+                words[index] = f"{key}={chosen[key]}"
+                told.add(key)
+        asked = "amqp.secure.port" if self._config.amqp.secure_enabled else "amqp.insecure.port"
+        if asked in chosen.keys() - told:
+            words += ["--set", f"{asked}={chosen[asked]}"]
+        return "".join(f" {shlex.quote(word)}" for word in words)
+
+    def _find_chosen_ports(self) -> dict[str, int]:
+        """Setting -> the port that the system chose for it."""
+        config = self._config
+        configured = {
+            "health": ("health.port", config.health.port),
+            "http": ("http.insecure.port", config.http.insecure.port),
+            "https": ("http.secure.port", config.http.secure.port),
+            "amqp": ("amqp.insecure.port", config.amqp.insecure.port),
+            "amqps": ("amqp.secure.port", config.amqp.secure.port),
+        }
+        return {
+            key: urlsplit(self._addresses[scheme]).port or 0
+            for scheme, (key, port) in configured.items()
+            if port == 0 and scheme in self._addresses
+        }
 
     async def _load_first_data(self, store: Store, core: Core) -> None:
         """Load what `startup.load` names, while there is no tenant at all."""

@@ -183,11 +183,11 @@ def _own_command() -> str:
     return str(program) if relative.startswith("..") else relative
 
 
-def _own_options(config: Path | None, assignments: list[str] | None) -> str:
+def _own_options(config: Path | None, assignments: list[str] | None) -> list[str]:
     words = [] if config is None else ["--config", str(config)]
     for assignment in assignments or ():
         words += ["--set", assignment]
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    return words
 
 
 @app.command("check-config")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -90,6 +91,25 @@ def test_key_material_is_read_again(new_registry: NewRegistry) -> None:
     assert f"{registry.tls.key_file} holds no PEM private key" in registry.log.read_text()
     registry.tls.key_file.write_bytes(key)
     registry.run(*arguments, "--ca-file", str(ca_file))
+
+
+@pytest.mark.parametrize("where", ["--set", "environment"])
+def test_what_to_type_next_works_with_a_port_that_the_system_chose(new_registry: NewRegistry, where: str) -> None:
+    settings = {"log.format": "text", "storage.url": "sqlite:///a b.db"}
+    environment = {}
+    if where == "environment":
+        environment["KAMADO_AMQP__INSECURE__PORT"] = "0"
+    registry = new_registry(settings, environment=environment, start=False)
+    if where == "environment":
+        del registry.settings["amqp.insecure.port"]
+    registry.start()
+    registry.create_tenant("my-tenant")
+    (line,) = [line for line in registry.log.read_text().splitlines() if " ask tenant " in line]
+    assert "port=0" not in line
+    assert line.count("amqp.insecure.port=") == 1
+    words = shlex.split(line)
+    arguments = words[words.index("ask") :]
+    assert kamado(*arguments, cwd=registry.directory).stdout.startswith("200 OK")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
