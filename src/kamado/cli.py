@@ -9,6 +9,7 @@ was wrong; 65 wrong data; 69 a server or the database cannot be reached; 70 an i
 """
 
 import asyncio
+import inspect
 import json
 import os
 import shlex
@@ -17,8 +18,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import typer
@@ -333,6 +335,7 @@ PasswordFileOption = Annotated[
         "--password-file", metavar="FILE", help="Read the password from this file (first line); - is standard input."
     ),
 ]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 PromptOption = Annotated[bool, typer.Option("--prompt", help="Ask for the password on the terminal.")]
 
 
@@ -417,7 +420,7 @@ def identity_list(*, as_json: JsonOption = False, config: ConfigOption = None, a
 @identity_app.command("remove")
 def identity_remove(
     *,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: NameArgument,
     config: ConfigOption = None,
     assignments: SetOption = None,
 ) -> None:
@@ -435,7 +438,7 @@ def identity_remove(
 @identity_app.command("passwd")
 def identity_passwd(
     *,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: NameArgument,
     password_file: PasswordFileOption = None,
     prompt: PromptOption = False,
     config: ConfigOption = None,
@@ -535,6 +538,61 @@ def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
 
 
+# What is asked, of a registry (ask) or of its database (explain)
+
+TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
+DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE")]
+TenantCriterion = Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Id or alias.")]
+SubjectDnOption = Annotated[
+    str | None, typer.Option("--subject-dn", metavar="DN", help="Find by the name of a trusted CA (RFC 2253).")
+]
+ViaOption = Annotated[
+    str | None, typer.Option("--via", metavar="GATEWAY", help="The gateway that acts for the device.")
+]
+TypeArgument = Annotated[str, typer.Argument(metavar="TYPE", help="hashed-password, psk, x509-cert, rpk or your own.")]
+AuthIdArgument = Annotated[
+    str | None, typer.Argument(metavar="[AUTH_ID]", help="With --certificate it may be left out: the subject.")
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate", metavar="FILE", help="The device's certificate (PEM or DER), as the adapter sends it along."
+    ),
+]
+
+
+def _tenant_criterion(tenant_id: str | None, subject_dn: str | None) -> bytes:
+    if (tenant_id is None) == (subject_dn is None):
+        raise typer.BadParameter("name either a TENANT or a --subject-dn")
+    return json.dumps({"tenant-id": tenant_id} if subject_dn is None else {"subject-dn": subject_dn}).encode()
+
+
+def _credentials_criterion(type_: str, auth_id: str | None, certificate: Path | None) -> bytes:
+    criterion = {"type": type_}
+    if certificate is not None:
+        der, subject = _read_certificate(certificate)
+        auth_id = subject if auth_id is None else auth_id
+        from kamado.document import encode_base64
+
+        criterion["client-certificate"] = encode_base64(der)
+    if auth_id is None:
+        raise typer.BadParameter("name an AUTH_ID, or a --certificate whose subject it is")
+    criterion["auth-id"] = auth_id
+    return json.dumps(criterion).encode()
+
+
+def _read_certificate(path: Path) -> tuple[bytes, str]:
+    from kamado.x509 import parse_certificate
+
+    try:
+        parsed = parse_certificate(path.read_bytes())
+    except OSError as error:
+        _fail(f"{path} cannot be read: {error.strerror}", WRONG_DATA)
+    except BadRequest as error:
+        _fail(f"{path} is no X.509 certificate: {error}", WRONG_DATA)
+    return parsed.der, parsed.subject.text
+
+
 # ask
 
 UrlOption = Annotated[
@@ -573,162 +631,19 @@ KeyFileOption = Annotated[Path | None, typer.Option("--key-file", metavar="FILE"
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time for everything together.")
 ]
-CertificateOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--certificate", metavar="FILE", help="The device's certificate (PEM or DER), as the adapter sends it along."
-    ),
-]
-
-
-@ask_app.command("tenant")
-def ask_tenant(
-    *,
-    tenant_id: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Id or alias.")] = None,
-    subject_dn: Annotated[
-        str | None, typer.Option("--subject-dn", metavar="DN", help="Find by the name of a trusted CA (RFC 2253).")
-    ] = None,
-    url: UrlOption = None,
-    username: UsernameOption = None,
-    credentials_file: CredentialsFileOption = None,
-    ca_file: CaFileOption = None,
-    cert_file: CertFileOption = None,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = 5.0,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
-) -> None:
-    """Get a tenant, by id or by the name of a CA that it trusts."""
-    body = _tenant_criterion(tenant_id, subject_dn)
-    settings = _client_settings(
-        url=url,
-        username=username,
-        credentials_file=credentials_file,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        timeout=timeout,
-        config=config,
-        assignments=assignments,
-    )
-    _ask(settings, "tenant", "get", as_json=as_json, body=body)
-
-
-@ask_app.command("assert")
-def ask_assert(
-    *,
-    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
-    device_id: Annotated[str, typer.Argument(metavar="DEVICE")],
-    gateway_id: Annotated[
-        str | None, typer.Option("--via", metavar="GATEWAY", help="The gateway that acts for the device.")
-    ] = None,
-    url: UrlOption = None,
-    username: UsernameOption = None,
-    credentials_file: CredentialsFileOption = None,
-    ca_file: CaFileOption = None,
-    cert_file: CertFileOption = None,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = 5.0,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
-) -> None:
-    """Ask whether a device is registered and enabled, and whether a gateway may act for it."""
-    settings = _client_settings(
-        url=url,
-        username=username,
-        credentials_file=credentials_file,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        timeout=timeout,
-        config=config,
-        assignments=assignments,
-    )
-    properties = {"device_id": device_id} | ({} if gateway_id is None else {"gateway_id": gateway_id})
-    _ask(settings, f"registration/{tenant_id}", "assert", as_json=as_json, properties=properties)
-
-
-@ask_app.command("credentials")
-def ask_credentials(
-    *,
-    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="hashed-password, psk, x509-cert, rpk or your own.")],
-    auth_id: Annotated[
-        str | None, typer.Argument(metavar="[AUTH_ID]", help="With --certificate it may be left out: the subject.")
-    ] = None,
-    certificate: CertificateOption = None,
-    url: UrlOption = None,
-    username: UsernameOption = None,
-    credentials_file: CredentialsFileOption = None,
-    ca_file: CaFileOption = None,
-    cert_file: CertFileOption = None,
-    key_file: KeyFileOption = None,
-    timeout: TimeoutOption = 5.0,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
-) -> None:
-    """Get a device's credentials; with --certificate an unknown device may be provisioned."""
-    body = _credentials_criterion(type_, auth_id, certificate)
-    settings = _client_settings(
-        url=url,
-        username=username,
-        credentials_file=credentials_file,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        timeout=timeout,
-        config=config,
-        assignments=assignments,
-    )
-    _ask(settings, f"credentials/{tenant_id}", "get", as_json=as_json, body=body)
-
-
-def _tenant_criterion(tenant_id: str | None, subject_dn: str | None) -> bytes:
-    if (tenant_id is None) == (subject_dn is None):
-        raise typer.BadParameter("name either a TENANT or a --subject-dn")
-    return json.dumps({"tenant-id": tenant_id} if subject_dn is None else {"subject-dn": subject_dn}).encode()
-
-
-def _credentials_criterion(type_: str, auth_id: str | None, certificate: Path | None) -> bytes:
-    criterion = {"type": type_}
-    if certificate is not None:
-        der, subject = _read_certificate(certificate)
-        auth_id = subject if auth_id is None else auth_id
-        from kamado.document import encode_base64
-
-        criterion["client-certificate"] = encode_base64(der)
-    if auth_id is None:
-        raise typer.BadParameter("name an AUTH_ID, or a --certificate whose subject it is")
-    criterion["auth-id"] = auth_id
-    return json.dumps(criterion).encode()
-
-
-def _read_certificate(path: Path) -> tuple[bytes, str]:
-    from kamado.x509 import parse_certificate
-
-    try:
-        parsed = parse_certificate(path.read_bytes())
-    except OSError as error:
-        _fail(f"{path} cannot be read: {error.strerror}", WRONG_DATA)
-    except BadRequest as error:
-        _fail(f"{path} is no X.509 certificate: {error}", WRONG_DATA)
-    return parsed.der, parsed.subject.text
 
 
 def _client_settings(
     *,
-    url: str | None,
-    username: str | None,
-    credentials_file: Path | None,
-    ca_file: Path | None,
-    cert_file: Path | None,
-    key_file: Path | None,
-    timeout: float,
-    config: Path | None,
-    assignments: list[str] | None,
+    url: UrlOption = None,
+    username: UsernameOption = None,
+    credentials_file: CredentialsFileOption = None,
+    ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
+    key_file: KeyFileOption = None,
+    timeout: TimeoutOption = 5.0,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
 ) -> "ClientSettings":
     """Work out where to ask and as whom; what is not said comes from the configuration."""
     import ssl
@@ -779,6 +694,71 @@ def _client_settings(
     return ClientSettings(
         host=host, port=port, username=username, password=password, ssl_context=context, timeout=timeout
     )
+
+
+Login = Callable[[], "ClientSettings"]
+
+
+def _with_login(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_client_settings`, and as `login` what works them out when they are needed."""
+    options = inspect.signature(_client_settings).parameters
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "login"]
+    parameters = [*own, *options.values()]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in options}
+        command(**values, login=partial(_client_settings, **given))
+
+    # From these Typer makes the command line.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@ask_app.command("tenant")
+@_with_login
+def ask_tenant(
+    *,
+    tenant_id: TenantCriterion = None,
+    subject_dn: SubjectDnOption = None,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Get a tenant, by id or by the name of a CA that it trusts."""
+    body = _tenant_criterion(tenant_id, subject_dn)
+    _ask(login(), "tenant", "get", as_json=as_json, body=body)
+
+
+@ask_app.command("assert")
+@_with_login
+def ask_assert(
+    *,
+    tenant_id: TenantArgument,
+    device_id: DeviceArgument,
+    gateway_id: ViaOption = None,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Ask whether a device is registered and enabled, and whether a gateway may act for it."""
+    properties = {"device_id": device_id} | ({} if gateway_id is None else {"gateway_id": gateway_id})
+    _ask(login(), f"registration/{tenant_id}", "assert", as_json=as_json, properties=properties)
+
+
+@ask_app.command("credentials")
+@_with_login
+def ask_credentials(
+    *,
+    tenant_id: TenantArgument,
+    type_: TypeArgument,
+    auth_id: AuthIdArgument = None,
+    certificate: CertificateOption = None,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Get a device's credentials; with --certificate an unknown device may be provisioned."""
+    body = _credentials_criterion(type_, auth_id, certificate)
+    _ask(login(), f"credentials/{tenant_id}", "get", as_json=as_json, body=body)
 
 
 def _check_key_pair(cert_file: Path | None, key_file: Path | None) -> None:
@@ -950,10 +930,8 @@ def _explain(
 @explain_app.command("tenant")
 def explain_tenant(
     *,
-    tenant_id: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Id or alias.")] = None,
-    subject_dn: Annotated[
-        str | None, typer.Option("--subject-dn", metavar="DN", help="Find by the name of a trusted CA (RFC 2253).")
-    ] = None,
+    tenant_id: TenantCriterion = None,
+    subject_dn: SubjectDnOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -966,11 +944,9 @@ def explain_tenant(
 @explain_app.command("assert")
 def explain_assert(
     *,
-    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
-    device_id: Annotated[str, typer.Argument(metavar="DEVICE")],
-    gateway_id: Annotated[
-        str | None, typer.Option("--via", metavar="GATEWAY", help="The gateway that acts for the device.")
-    ] = None,
+    tenant_id: TenantArgument,
+    device_id: DeviceArgument,
+    gateway_id: ViaOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -987,11 +963,9 @@ def explain_assert(
 @explain_app.command("credentials")
 def explain_credentials(
     *,
-    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="hashed-password, psk, x509-cert, rpk or your own.")],
-    auth_id: Annotated[
-        str | None, typer.Argument(metavar="[AUTH_ID]", help="With --certificate it may be left out: the subject.")
-    ] = None,
+    tenant_id: TenantArgument,
+    type_: TypeArgument,
+    auth_id: AuthIdArgument = None,
     certificate: CertificateOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
