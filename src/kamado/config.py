@@ -367,6 +367,27 @@ class AmqpTlsConfig(TlsConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListenersConfig:
+    """A plain listener and one with TLS; which of them are on."""
+
+    insecure: InsecureConfig
+    secure: SecureConfig
+    tls: TlsConfig
+
+    @property
+    def secure_enabled(self) -> bool:
+        """Whether the TLS listener is on."""
+        return self.secure.enabled is True or (self.secure.enabled == "auto" and self.tls.has_key_material)
+
+    @property
+    def insecure_enabled(self) -> bool:
+        """Whether the plain listener is on."""
+        if self.insecure.enabled == "auto":
+            return not self.tls.has_key_material and is_loopback(self.insecure.bind)
+        return self.insecure.enabled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAuthConfig:
     """Who may use the management API."""
 
@@ -376,7 +397,7 @@ class HttpAuthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpConfig:
+class HttpConfig(ListenersConfig):
     """The management API for operators."""
 
     insecure: InsecureConfig = field(default_factory=lambda: InsecureConfig(port=8080))
@@ -394,18 +415,6 @@ class HttpConfig:
     )
 
     @property
-    def secure_enabled(self) -> bool:
-        """Whether the TLS listener is on."""
-        return self.secure.enabled is True or (self.secure.enabled == "auto" and self.tls.has_key_material)
-
-    @property
-    def insecure_enabled(self) -> bool:
-        """Whether the plain listener is on."""
-        if self.insecure.enabled == "auto":
-            return not self.tls.has_key_material and is_loopback(self.insecure.bind)
-        return self.insecure.enabled
-
-    @property
     def is_local(self) -> bool:
         """Whether the API can be reached from this machine only."""
         return not (self.insecure_enabled and not is_loopback(self.insecure.bind)) and not (
@@ -414,7 +423,7 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AmqpConfig:
+class AmqpConfig(ListenersConfig):
     """The APIs for protocol adapters."""
 
     insecure: InsecureConfig = field(default_factory=lambda: InsecureConfig(port=5672))
@@ -442,18 +451,6 @@ class AmqpConfig:
         "SASL mechanisms in the order they are offered; EXTERNAL only to clients with a certificate.",
     )
     container_name: str = _setting("hono-registry", _text_kind(), "Beginning of the container id.")
-
-    @property
-    def secure_enabled(self) -> bool:
-        """Whether the TLS listener is on."""
-        return self.secure.enabled is True or (self.secure.enabled == "auto" and self.tls.has_key_material)
-
-    @property
-    def insecure_enabled(self) -> bool:
-        """Whether the plain listener is on."""
-        if self.insecure.enabled == "auto":
-            return not self.tls.has_key_material and is_loopback(self.insecure.bind)
-        return self.insecure.enabled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -927,7 +924,7 @@ def _check_readable(key: str, path: Path, problem: ProblemSink) -> bool:
         return False
 
 
-def _check_listeners(section: HttpConfig | AmqpConfig, name: str, problem: ProblemSink, warnings: list[str]) -> None:
+def _check_listeners(section: ListenersConfig, name: str, problem: ProblemSink, warnings: list[str]) -> None:
     tls, insecure = section.tls, section.insecure
     if section.secure.enabled is True and not tls.has_key_material:
         problem(f"{name}.secure.enabled", f"TLS needs {name}.tls.cert_file and {name}.tls.key_file")
