@@ -690,7 +690,8 @@ def _client_settings(
         raise typer.BadParameter("--cert-file needs TLS: --url amqps://HOST:PORT")
     password = None
     if cert_file is None:
-        username, password = _login(username, credentials_file, settings)
+        options = "".join(f" {shlex.quote(word)}" for word in _own_options(config, assignments))
+        username, password = _login(username, credentials_file, settings, options)
     return ClientSettings(
         host=host, port=port, username=username, password=password, ssl_context=context, timeout=timeout
     )
@@ -774,7 +775,8 @@ def _check_key_pair(cert_file: Path | None, key_file: Path | None) -> None:
         raise typer.BadParameter(f"--key-file is missing: {cert_file} holds no key")
 
 
-def _login(username: str | None, credentials_file: Path | None, config: "Config") -> tuple[str, str]:
+def _login(username: str | None, credentials_file: Path | None, config: "Config", options: str) -> tuple[str, str]:
+    """Return name and password; `options` are for a hint what to do about a login that was lost."""
     if username is not None:
         password = os.environ.get("KAMADO_ASK_PASSWORD")
         return username, _prompt("the variable KAMADO_ASK_PASSWORD") if password is None else password
@@ -782,12 +784,11 @@ def _login(username: str | None, credentials_file: Path | None, config: "Config"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        _fail(
-            f"{path} cannot be read: {error.strerror}. The first `kamado serve` writes it. If it was lost, make a new "
-            f"password: (umask 077; kamado identity passwd adapter > {shlex.quote(str(path))}). Or name another file "
-            "with --credentials-file, or log in with --username",
-            WRONG_CONFIGURATION,
-        )
+        text = f"{path} cannot be read: {error.strerror}."
+        if credentials_file is None and isinstance(error, FileNotFoundError):
+            again = f"{_own_command()} identity passwd adapter{options} > {shlex.quote(str(path))}"
+            text += f" The first `kamado serve` writes it. If it was lost, make a new password: (umask 077; {again})."
+        _fail(f"{text} Or name another file with --credentials-file, or log in with --username", WRONG_CONFIGURATION)
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     if not {"username", "password"} <= found.keys():
         _fail(f"{path} has no lines username= and password=", WRONG_CONFIGURATION)

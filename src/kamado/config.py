@@ -736,6 +736,12 @@ def default_config_file(environment: Mapping[str, str]) -> Path | None:
 def _guess(name: str, names: Sequence[str]) -> str:
     """Suggest what is near; that all variables begin with the same word makes none of them near."""
     by_rest = {known.removeprefix(PREFIX): known for known in names}
+    levels = re.split(r"\.|__", name.removeprefix(PREFIX))
+    for rest, known in by_rest.items():
+        # A level was left out: http.port for http.insecure.port.
+        known_levels = re.split(r"\.|__", rest)
+        if len(known_levels) > len(levels) == 2 and levels == [known_levels[0], known_levels[-1]]:
+            return f"; did you mean {known}?"
     close = difflib.get_close_matches(name.removeprefix(PREFIX), by_rest, n=1, cutoff=0.7)
     return f"; did you mean {by_rest[close[0]]}?" if close else ""
 

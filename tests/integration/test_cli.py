@@ -1,10 +1,12 @@
 """The command `kamado` in processes of its own, beside a running registry."""
 
 import json
+import os
 import re
 import shutil
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import tomllib
@@ -205,9 +207,14 @@ def test_lost_login_of_the_adapters_can_be_made_anew(new_registry: NewRegistry) 
     arguments = ("ask", "tenant", tenant_id, "--url", registry.addresses["amqp"])
     registry.credentials_file.unlink()
     result = registry.run(*arguments, expect_status=CONFIGURATION)
-    assert f"kamado identity passwd adapter > {registry.credentials_file}" in result.stderr
-    registry.credentials_file.write_text(registry.run("identity", "passwd", "adapter").stdout)
+    (hint,) = re.findall(r"make a new password: (\(umask 077; .*\))\.", result.stderr)
+    assert f"identity passwd adapter --config {registry.config_file} --set " in hint
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["sh", "-c", hint], env=registry.environment | {"PATH": path}, timeout=60, check=True)
+    assert stat.S_IMODE(registry.credentials_file.stat().st_mode) == 0o600
     registry.run(*arguments)
+    result = registry.run(*arguments, "--credentials-file", "/no/file", expect_status=CONFIGURATION)
+    assert "make a new password" not in result.stderr
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1", "localhost", "amqp://localhost:x"])

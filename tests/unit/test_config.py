@@ -380,12 +380,18 @@ def test_database_that_is_a_directory(tmp_path: Path) -> None:
         ("KAMADO_STORAGE__URI", "KAMADO_STORAGE__URL"),
         ("KAMADO_HTTP__INSECURE__PROT", "KAMADO_HTTP__INSECURE__PORT"),
         ("KAMADO_ASK_URI", "KAMADO_ASK_URL"),
+        ("KAMADO_HTTP__PORT", "KAMADO_HTTP__INSECURE__PORT"),
     ],
 )
 def test_only_what_is_near_is_suggested(tmp_path: Path, name: str, guess: str | None) -> None:
     (problem,) = problems_of(tmp_path, environment={name: "x"})
     suggestion = "" if guess is None else f"; did you mean {guess}?"
     assert problem == f"{name} (environment): there is no such setting{suggestion}"
+
+
+def test_level_that_was_left_out_is_suggested(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "", "amqp.cert_file=x")
+    assert problem.endswith("; did you mean amqp.tls.cert_file?")
 
 
 @pytest.mark.parametrize("assignment", ["=1", " =1", "=", ""])
