@@ -951,6 +951,11 @@ def _check_listeners(section: ListenersConfig, name: str, problem: ProblemSink, 
         problem(f"{name}.tls.client_ca_file", f"is needed for {name}.tls.client_auth={tls.client_auth}")
     if tls.cert_file is not None and tls.key_file is not None:
         _check_key_material(tls, tls.key_file, name, problem, warnings)
+    elif tls.ciphers:
+        try:
+            _set_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls.ciphers)
+        except TlsError as error:
+            problem(f"{name}.tls.{error.key}", str(error))
 
 
 def _check_key_material(tls: TlsConfig, key_file: Path, name: str, problem: ProblemSink, warnings: list[str]) -> None:

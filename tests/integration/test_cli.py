@@ -17,6 +17,16 @@ from tests.integration.certificates import Authority
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, kamado, new_id
 
+from kamado.amqp.client import (
+    AskError,
+    AuthenticationFailed,
+    LinkRefused,
+    RequestRejected,
+    RequestReleased,
+    TimedOut,
+)
+from kamado.cli import _failure_status
+
 OK, REFUSED, USAGE, NOT_ALLOWED, WRONG_REQUEST = 0, 1, 2, 3, 4
 WRONG_DATA, UNAVAILABLE, LOGIN_REFUSED, CONFIGURATION = 65, 69, 77, 78
 
@@ -174,6 +184,27 @@ def test_refused_link_counts_as_what_an_adapter_makes_of_it(registry: Registry) 
     """Amqp-apis 4.3: everything but the rights ends as 404."""
     result = registry.run("ask", "assert", "", "d", "--url", registry.addresses["amqp"], expect_status=REFUSED)
     assert "amqp:not-found" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (LinkRefused("x", condition="amqp:unauthorized-access"), NOT_ALLOWED),
+        (LinkRefused("x", condition="amqp:resource-limit-exceeded"), NOT_ALLOWED),
+        (LinkRefused("x", condition="amqp:internal-error"), UNAVAILABLE),
+        (LinkRefused("x", condition="hono:bad-request"), WRONG_REQUEST),
+        (LinkRefused("x", condition="amqp:invalid-field"), REFUSED),
+        (LinkRefused("x"), REFUSED),
+        (RequestRejected("x", condition="hono:bad-request"), WRONG_REQUEST),
+        (RequestRejected("x", condition="amqp:decode-error"), WRONG_REQUEST),
+        (RequestReleased("x"), UNAVAILABLE),
+        (AuthenticationFailed("x"), LOGIN_REFUSED),
+        (TimedOut("x"), UNAVAILABLE),
+    ],
+)
+def test_status_of_a_request_without_a_reply(error: AskError, status: int) -> None:
+    """What adapters make of it, amqp-apis 4.3 and 5.2."""
+    assert _failure_status(error) == status
 
 
 def test_password_is_not_asked_for_without_a_terminal(registry: Registry) -> None:

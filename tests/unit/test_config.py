@@ -315,8 +315,9 @@ def test_certificate_and_key_come_as_a_pair_and_match(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, "", *pair, f"amqp.tls.client_ca_file={other_key}")
     assert "holds no PEM certificates" in problem
     for ciphers in ("NONSENSE", "ECDHE-RSA-AES128-GCM-SHA256,NONSENSE", "ECDHE+AESGCM:NONSENSE:!SHA1"):
-        (problem,) = problems_of(tmp_path, "", *pair, f"amqp.tls.ciphers={ciphers}")
-        assert "OpenSSL has no cipher NONSENSE for TLS 1.2" in problem
+        for key_material in (pair, ()):
+            (problem,) = problems_of(tmp_path, "", *key_material, f"amqp.tls.ciphers={ciphers}")
+            assert "amqp.tls.ciphers (--set): OpenSSL has no cipher NONSENSE for TLS 1.2" in problem
     (problem,) = problems_of(tmp_path, "", *pair, "amqp.tls.ciphers=ECDHE+AESGCM,!ECDHE")
     assert "these leave no cipher" in problem
     config_of(tmp_path, "", *pair, "amqp.tls.ciphers=ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE+AESGCM,!DSS,@STRENGTH")
