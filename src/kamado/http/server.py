@@ -8,6 +8,7 @@ and a stop that loses no answer. It does not know what is asked: that is the ASG
 import asyncio
 import logging
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import httptools
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -31,6 +33,8 @@ Application = Callable[[Any, Receive, Send], Awaitable[None]]
 
 _MAX_HEAD_SIZE: Final = 64 * 1024
 """Bytes of request line and headers that may come without the head being complete."""
+_MAX_PIPELINED: Final = 1000
+"""Requests that may wait for their turn on one connection."""
 _MAX_OVERHEAD: Final = 1024 * 1024
 """Bytes of a request that are no body: head, chunk sizes, trailers. The smallest chunks take five for one."""
 _CLOSE_TIMEOUT: Final = 5.0
@@ -196,6 +200,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self.flow = _Flow(self.transport, self.pipeline)
         self._idle_since = self.loop.time()
         if self._owner.is_stopping:
             self._is_refused = True
@@ -219,7 +224,8 @@ class _Connection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError:
-            self._refuse(400, "malformed HTTP request")
+            is_crowded = len(self.pipeline) >= _MAX_PIPELINED
+            self._refuse(400, "too many requests at once" if is_crowded else "malformed HTTP request")
             return
         if self._overhead > (_MAX_HEAD_SIZE if self._is_in_head else _MAX_OVERHEAD):
             self._refuse(400, "the head of the request, or what is around the chunks of its body, is too large")
@@ -282,6 +288,8 @@ class _Connection(HttpToolsProtocol):
             self._is_upgrade = True
             return
         self._is_in_head = False
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise OverflowError("too many requests wait; the parser stops here")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -355,6 +363,20 @@ class _Connection(HttpToolsProtocol):
             and (self.cycle is None or self.cycle.response_complete)
         ):
             self.transport.close()
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait for their turn: uvicorn would read on after each answer, and before each body,
+    so that a peer that asks faster than it is answered could fill the memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: deque[Any]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class _BareAnswer:
