@@ -363,6 +363,8 @@ class Process:
             raise StartFailed(message, EXIT_UNAVAILABLE) from error
         if made is not None:
             logger.info("identity for adapters made", extra={"file": str(made)})
+        elif not await store.read(lambda transaction: transaction.list_identities()):
+            logger.warning("no adapter can log in: every identity was removed; see: kamado identity add --help")
 
     @property
     def _database(self) -> Path:

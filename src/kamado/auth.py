@@ -607,7 +607,7 @@ CREDENTIALS_FILE = "adapter.credentials"
 
 
 async def ensure_first_identity(store: Store, passwords: PasswordHasher, directory: Path, now: datetime) -> Path | None:
-    """Make an identity for adapters where there is none at all (authentication 5.1).
+    """Make an identity for adapters where there never was one (authentication 5.1); one that was removed stays removed.
 
     A file that is there already is never overwritten: its login becomes the identity. So an interrupted start goes on
     where it was, adapters stay logged in when a database is made anew, and a second database in the directory does not
@@ -617,7 +617,7 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
         directory: Where `adapter.credentials` goes, in the form Hono adapters read; it exists.
 
     Returns:
-        The file with user name and password; `None` if there are identities already.
+        The file with user name and password; `None` if there is or was an identity.
 
     Raises:
         OSError: The file cannot be written, or is there and holds no login.
@@ -626,7 +626,7 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
     turn = os.open(directory, os.O_RDONLY)
     try:
         await asyncio.to_thread(fcntl.flock, turn, fcntl.LOCK_EX)
-        if await store.read(_has_identities):
+        if await store.read(lambda transaction: transaction.has_had_identities()):
             return None
         path = directory / CREDENTIALS_FILE
         name, password = await asyncio.to_thread(_read_or_make_login, path)
@@ -646,10 +646,6 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
         return path
     finally:
         os.close(turn)
-
-
-async def _has_identities(transaction: Transaction) -> bool:
-    return bool(await transaction.list_identities())
 
 
 def _read_or_make_login(path: Path) -> tuple[str, str]:

@@ -186,6 +186,9 @@ class Transaction(Protocol):
     async def list_identities(self) -> list[Identity]:
         """Return all logins, ordered by name."""
 
+    async def has_had_identities(self) -> bool:
+        """Tell whether there is or ever was a login."""
+
     async def put_identity(self, identity: Identity) -> None:
         """Insert a login or replace the one of that name."""
 

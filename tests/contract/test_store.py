@@ -633,6 +633,7 @@ async def test_identities(store: Store) -> None:
         created=CREATED,
     )
     second = Identity(name="CN=a", mechanism="EXTERNAL", password_hash=None, authorities={}, created=UPDATED)
+    assert not await store.read(lambda tx: tx.has_had_identities())
     for identity in (first, second):
         await store.write(lambda tx, identity=identity: tx.put_identity(identity))  # type: ignore[misc]
     assert await store.read(lambda tx: tx.list_identities()) == [second, first]
@@ -644,6 +645,9 @@ async def test_identities(store: Store) -> None:
     await store.write(lambda tx: tx.delete_identity("http-adapter"))
     await store.write(lambda tx: tx.delete_identity("http-adapter"))
     assert await store.read(lambda tx: tx.list_identities()) == [second]
+    await store.write(lambda tx: tx.delete_identity(second.name))
+    assert await store.read(lambda tx: tx.list_identities()) == []
+    assert await store.read(lambda tx: tx.has_had_identities())
 
 
 # Transactions

@@ -634,6 +634,21 @@ def test_a_file_of_another_kind_is_not_overwritten(run: Callable[[Scenario], Non
     run(scenario)
 
 
+def test_a_login_that_was_removed_stays_removed(run: Callable[[Scenario], None], tmp_path: Path) -> None:
+    """authentication 5.1: a removed identity is out, also after the next start."""
+
+    async def scenario(store: Store, passwords: PasswordHasher) -> None:
+        path = await ensure_first_identity(store, passwords, tmp_path, NOW)
+        assert path is not None
+        name, password = read_credentials(path)
+        await remove_identity(store, principal=LOCAL_OPERATOR, name=name)
+        assert await ensure_first_identity(store, passwords, tmp_path, NOW) is None
+        assert await list_identities(store) == []
+        assert await Authenticator(store, passwords).authenticate_plain(name, password, NOW) is None
+
+    run(scenario)
+
+
 def test_starts_beside_each_other_agree(run: Callable[[Scenario], None], tmp_path: Path) -> None:
     async def scenario(store: Store, passwords: PasswordHasher) -> None:
         made = await asyncio.gather(*(ensure_first_identity(store, passwords, tmp_path, NOW) for _ in range(4)))

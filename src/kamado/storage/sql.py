@@ -189,6 +189,8 @@ PUT_IDENTITY = """
 INSERT INTO identities (name, mechanism, password_hash, authorities, created) VALUES (?1, ?2, ?3, ?4, ?5)
 ON CONFLICT (name) DO UPDATE SET mechanism = excluded.mechanism, password_hash = excluded.password_hash,
   authorities = excluded.authorities, created = excluded.created"""
+HAS_MILESTONE = "SELECT 1 FROM milestones WHERE name = ?1"
+REACH_MILESTONE = "INSERT INTO milestones (name) VALUES (?1) ON CONFLICT DO NOTHING"
 DELETE_IDENTITY = "DELETE FROM identities WHERE name = ?1"
 
 # Look-ups: each joins the tenant, which hides what a deleted one left behind.
@@ -483,7 +485,11 @@ class SqlTransaction:
     async def list_identities(self) -> list[Identity]:
         return [_identity(row) for row in await self._all(LIST_IDENTITIES)]
 
+    async def has_had_identities(self) -> bool:
+        return await self._one(HAS_MILESTONE, _IDENTITIES) is not None
+
     async def put_identity(self, identity: Identity) -> None:
+        await self._run(REACH_MILESTONE, _IDENTITIES)
         await self._run(
             PUT_IDENTITY,
             identity.name,
@@ -499,6 +505,9 @@ class SqlTransaction:
     async def record(self, change: Change) -> None:
         # Nothing listens yet. Whatever will (audit, notifications) reads what is proven here.
         assert change.before != change.after, "a change leads to another version"
+
+
+_IDENTITIES = "identities"
 
 
 def _identity(row: Row) -> Identity:

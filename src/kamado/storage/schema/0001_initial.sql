@@ -101,3 +101,8 @@ CREATE TABLE identities (
     authorities TEXT NOT NULL,
     created BIGINT NOT NULL
 ) WITHOUT ROWID;
+
+-- What has happened once and for all. "identities": there has been a login, so no first one is ever made again.
+CREATE TABLE milestones (
+    name TEXT NOT NULL PRIMARY KEY
+) WITHOUT ROWID;
