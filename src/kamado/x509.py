@@ -217,6 +217,13 @@ def _escape(value: str) -> str:
     )
 
 
+_MAX_NAME_SIZE: Final = 16384
+"""Bytes of an encoded name, characters of a written one; real names have some hundred."""
+_MAX_FOLDED_LENGTH: Final = 256
+"""Characters of a value; longer ones are compared as they are. Normalising takes time by the square of a run of
+combining characters, so that a long name, which any device may present, would stop everybody else."""
+
+
 class _Attribute(NamedTuple):
     """Type and value of one attribute."""
 
@@ -237,7 +244,7 @@ class _Attribute(NamedTuple):
     def canonical_text(self) -> str:
         """The attribute as it enters the canonical key (provisioning 7.6, rules 3-5)."""
         keyword = _KEYWORDS.get(self.oid, self.oid).lower()
-        if self.plain is None or self.tag not in _FOLDED_TYPES:
+        if self.plain is None or self.tag not in _FOLDED_TYPES or len(self.plain) > _MAX_FOLDED_LENGTH:
             return f"{keyword}=#{self.value.hex()}"
         folded = unicodedata.normalize("NFKD", self.plain.upper().lower())
         return f"{keyword}={_escape(' '.join(folded.split()))}"
@@ -285,6 +292,8 @@ class DistinguishedName:
         Raises:
             BadRequest: The text is no distinguished name.
         """
+        if len(text) > _MAX_NAME_SIZE:
+            raise BadRequest("invalid distinguished name: too long")
         rdns = tuple(_parse_rdns(text))
         der = _encode(
             _SEQUENCE,
@@ -303,6 +312,8 @@ class DistinguishedName:
         Raises:
             BadRequest: The bytes are not exactly one encoded Name.
         """
+        if len(der) > _MAX_NAME_SIZE:
+            raise BadRequest("not a name: too long")
         rdns: list[tuple[_Attribute, ...]] = []
         for rdn in _children(_whole(der, _SEQUENCE)):
             attributes: list[_Attribute] = []

@@ -881,3 +881,19 @@ def test_an_unknown_placeholder_is_named() -> None:
             IdTemplate.parse(template, "t")
     with pytest.raises(BadRequest, match="needs a placeholder"):
         IdTemplate.parse("dev", "t")
+
+
+def test_a_long_name_costs_no_more_than_its_length() -> None:
+    """A name is what any device may present: neither its size nor what is in it may stop everybody else."""
+    # Normalising such a run takes time by the square of its length.
+    run = "\u0315\u0300" * 128
+    assert not DistinguishedName.from_text(f"CN={run}").canonical_key.startswith("cn=#")
+    name = DistinguishedName.from_text(f"CN={run}x,O=Acme")
+    assert name.canonical_key.startswith("cn=#0c")
+    assert name.canonical_key.endswith(",o=acme")
+    assert name.equals(DistinguishedName.from_der(name.der))
+    assert not name.equals(DistinguishedName.from_text(f"CN={run}X,O=Acme"))
+    with pytest.raises(BadRequest, match="too long"):
+        DistinguishedName.from_text("CN=" + "x" * 16384)
+    with pytest.raises(BadRequest, match="too long"):
+        DistinguishedName.from_der(b"\x30\x82\x40\x00" + bytes(16384))
