@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -294,6 +294,43 @@ def test_an_idle_connection_is_closed() -> None:
         await used.close()
 
     serve(make_api(found)[0], test, idle_timeout=0.2)
+
+
+def test_only_our_own_limits_end_a_connection() -> None:
+    """uvicorn's timer of an idle connection (5 s, here 50 ms) must not end one that has a request again."""
+    asked = 0
+
+    async def work() -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            await asyncio.sleep(0.2)
+        return Versioned({"enabled": True}, "v")
+
+    async def test(server: HttpServer, address: Address) -> None:
+        server._config.timeout_keep_alive = cast(Any, 0.05)
+        peer = await Peer.connect(address)
+        for _ in range(3):
+            peer.send(GET)
+            assert (await peer.response())[0] == 200
+        connections: set[Any] = set(server.state.connections)
+        assert connections
+        assert all(one.timeout_keep_alive_task is None for one in connections)
+        await peer.close()
+
+    serve(make_api(work)[0], test)
+
+
+def test_a_body_that_comes_too_slowly_is_the_peers_fault() -> None:
+    """Management 3.8: 400, not 503, whichever limit is looked at first."""
+
+    async def test(_: HttpServer, address: Address) -> None:
+        peer = await Peer.connect(address)
+        peer.send(HEAD_OF_PUT + b"{")
+        assert (await peer.response())[0] == 400
+        await peer.close()
+
+    serve(make_api(found, timeout=0.05)[0], test, request_timeout=0.2, idle_timeout=60)
 
 
 @pytest.mark.parametrize("start", [b"GET /v1/ten", GET[:-2], HEAD_OF_PUT + b"{", HEAD_OF_PUT])

@@ -53,7 +53,7 @@ class ApiSettings:
     """Nobody has to log in, because only this machine can call: then the `Host` must be this machine, too."""
     realm: str = "Hono"
     timeout: float = 30.0
-    """Seconds for everything that a request may have to wait for."""
+    """Seconds for everything that a request may have to wait for, once it has arrived."""
 
 
 class MethodNotAllowed(RegistryError):
@@ -91,6 +91,7 @@ class Request:
     """The body has come to its end."""
     cors: Headers = ()
     principal: Principal | None = field(default=None)
+    time_limit: asyncio.Timeout | None = None
 
     @property
     def has_unread_body(self) -> bool:
@@ -144,7 +145,7 @@ class Api:
         started = time.perf_counter()
         request = _take_apart(scope, receive)
         try:
-            async with asyncio.timeout(self._settings.timeout):
+            async with asyncio.timeout(self._settings.timeout) as request.time_limit:
                 answer = await self._answer(request, scope["scheme"])
         except TimeoutError:
             answer = self._fail(
@@ -299,6 +300,9 @@ class Api:
         limit = self._settings.max_body_size
         if request.content_length is not None and int(request.content_length) > limit:
             raise TooLarge(f"the body must not be longer than {limit} bytes")
+        assert request.time_limit is not None
+        # How long the body may take is the server's to watch: a slow peer is answered with 400, not with 503.
+        request.time_limit.reschedule(None)
         body = b""
         while not request.is_read:
             message = await request.receive()
@@ -308,6 +312,7 @@ class Api:
             request.is_read = not message["more_body"]
             if len(body) > limit:
                 raise TooLarge(f"the body must not be longer than {limit} bytes")
+        request.time_limit.reschedule(asyncio.get_running_loop().time() + self._settings.timeout)
         return body
 
     # CORS (management 3.10)

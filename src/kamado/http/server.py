@@ -309,6 +309,8 @@ class _Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
         super().on_response_complete()
+        # Idle connections are ended by `check_time`. uvicorn's own timer would go on when the next request has come.
+        self._unset_keepalive_if_required()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
