@@ -254,9 +254,12 @@ def load_permissions(path: Path) -> Permissions:
             name: _role(grants, f"roles.{name}", warnings)
             for name, grants in _object(root.get("roles", {}), "roles").items()
         }
+        if "users" not in root:
+            # An empty object, half a write perhaps, must not lock everybody out.
+            raise PermissionsError("users: is missing")
         users = {
             name: _user(name, entry, f"users.{name}", roles, warnings)
-            for name, entry in _object(root.get("users", {}), "users").items()
+            for name, entry in _object(root["users"], "users").items()
         }
     except PermissionsError as error:
         raise PermissionsError(f"{path}: {error}") from error

@@ -258,6 +258,7 @@ def test_unknown_role_is_a_warning(tmp_path: Path) -> None:
         ("[]", "the document"),
         ('{"roles": []}', "roles"),
         ('{"users": []}', "users"),
+        ("{}", "users: is missing"),
         ({"roles": {"r": {}}}, "roles.r"),
         ({"roles": {"r": ["x"]}}, r"roles.r\[0\]"),
         (with_grants({"resource": "tenant", "activities": ["READ"]}, {"activities": ["READ"]}), r"roles.role\[1\]"),
