@@ -1010,6 +1010,9 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    # A resumed session skips the check of the client's certificate, so it would outlive a CA that was taken away.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     _set_ciphers(context, tls.ciphers)
     load_key_pair(context, tls.cert_file, tls.key_file)
     if isinstance(tls, AmqpTlsConfig) and tls.client_ca_file is not None and tls.effective_client_auth != "none":

@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,6 +241,43 @@ def test_external_comes_first_for_a_client_with_a_certificate(acme: Acme, tmp_pa
         assert 0 < client.offered.index(b"EXTERNAL") < client.offered.index(b"PLAIN")
     with Adapter(acme.registry.amqps_port, "protocol-adapter", "adapter-secret", tls=tls) as adapter:
         assert adapter.request("tenant", "get", body='{"tenant-id":"acme"}').status == 200
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_a_resumed_session_does_not_outlive_its_ca(
+    new_registry: NewRegistry, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """4.3, step 1: the chain is verified against the CAs that are configured now, read again on a signal."""
+    users = {"coap-adapter": {"mechanism": "EXTERNAL", "authorities": ["protocol-adapter"]}}
+    registry = permissions_registry(new_registry, tmp_path, permissions(users), tls=True)
+    assert registry.tls is not None
+    context = ssl.create_default_context(cafile=str(registry.tls.ca_file))
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(*registry.tls.client(tmp_path, "client", "CN=coap-adapter,O=X"))
+
+    def connect(session: ssl.SSLSession | None = None) -> ssl.SSLSession | None:
+        plain = socket.create_connection((HOST, registry.amqps_port), timeout=TIMEOUT)
+        with context.wrap_socket(plain, server_hostname="localhost", session=session) as connection:
+            assert log_in(RawSasl(connection), b"", "EXTERNAL") == 0
+            return connection.session
+
+    def reload(count: int) -> None:
+        assert registry.process is not None
+        registry.process.send_signal(signal.SIGHUP)
+        # Two listeners.
+        poll(lambda: registry.log.read_text().count("key material reloaded") == 2 * count, what="the new CA in use")
+
+    session = connect()
+    old = registry.tls.client_ca_file.read_bytes()
+    registry.tls.client_ca_file.write_bytes(Authority.create("CN=Next CA").pem)
+    reload(1)
+    for attempt in (None, session):
+        with pytest.raises((ssl.SSLError, EOFError, ConnectionError)):
+            connect(attempt)
+    # Who was refused begins afresh.
+    registry.tls.client_ca_file.write_bytes(old)
+    reload(2)
+    connect()
 
 
 # Rights
