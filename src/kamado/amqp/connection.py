@@ -382,7 +382,7 @@ class Connection:
                 self._write(_HEARTBEAT)
         return events
 
-    def close(self, condition: str | None = None, description: str | None = None) -> None:
+    def close(self, condition: str | None = None, description: str | None = None, *, now: float) -> None:
         """Send `close`. `Closed` follows when the peer answers, after `close_timeout` (`tick`), or by `lost`."""
         if self._state in {_State.CLOSING, _State.CLOSED}:
             return
@@ -395,7 +395,7 @@ class Connection:
             self._finish(Closed(condition, description), self._events)
             return
         self._state = _State.CLOSING
-        self._deadline = self._now + self.settings.close_timeout
+        self._deadline = now + self.settings.close_timeout
 
     def lost(self) -> list[Event]:
         """The socket is gone (end of file, reset): `LinkDetached` for each link, and `Closed` unless it came before."""

@@ -456,7 +456,7 @@ class _Peer(asyncio.Protocol):
             self._end()
             return
         self._is_closing = True
-        self._connection.close(condition, description)
+        self._connection.close(condition, description, now=self._loop.time())
         self._flush_soon()
         self._arm()
 

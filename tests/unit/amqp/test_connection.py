@@ -74,7 +74,7 @@ def test_an_unusable_principal_gets_open_and_close() -> None:
     # amqp-apis 2.1: token expired between SASL and open.
     peer = Peer()
     peer.write(AMQP_HEADER)
-    peer.connection.close("amqp:unauthorized-access", "access token expired")
+    peer.connection.close("amqp:unauthorized-access", "access token expired", now=peer.now)
     (_, first, _), (_, second, _) = peer.read()
     assert isinstance(first, codec.Open)
     assert isinstance(second, codec.Close)
@@ -187,7 +187,7 @@ def test_our_close_waits_for_the_answer() -> None:
     # amqp-apis 2.4: orderly shutdown
     peer = Peer().open().begin()
     link = peer.attach_sender()
-    peer.connection.close("amqp:connection:forced", "shutdown")
+    peer.connection.close("amqp:connection:forced", "shutdown", now=peer.now)
     assert peer.read_only(codec.Close).error == codec.Error("amqp:connection:forced", "shutdown")
     # What the peer sent before it saw the close does not count, malformed or not.
     assert peer.transfer(0, message()) == [LinkDetached(link)]
@@ -200,17 +200,20 @@ def test_our_close_waits_for_the_answer() -> None:
 
 def test_our_close_does_not_wait_for_ever() -> None:
     peer = Peer().open()
-    peer.connection.close()
+    # However long ago the peer was heard of, it has time to answer.
+    peer.now = 7.0
+    peer.connection.close(now=peer.now)
     peer.read_only(codec.Close)
-    assert peer.connection.next_deadline() == 2.0
-    assert peer.tick(2.0) == [Closed()]
-    peer.connection.close()
+    assert peer.connection.next_deadline() == 9.0
+    assert peer.tick(8.9) == []
+    assert peer.tick(9.0) == [Closed()]
+    peer.connection.close(now=peer.now)
     assert peer.connection.data_to_send() == b""
 
 
 def test_close_before_anything_came() -> None:
     peer = Peer()
-    peer.connection.close("amqp:connection:forced", "shutdown")
+    peer.connection.close("amqp:connection:forced", "shutdown", now=peer.now)
     frames = peer.read()
     assert [type(performative) for _channel, performative, _payload in frames] == [codec.Open, codec.Close]
     assert peer.connection.lost() == [Closed("amqp:connection:forced", "shutdown")]

@@ -320,7 +320,7 @@ def test_close_by_the_server() -> None:
     pair = Pair()
     pair.receiver()
     pair.pump()
-    pair.server.close("amqp:unauthorized-access", "access token expired")
+    pair.server.close("amqp:unauthorized-access", "access token expired", now=pair.now)
     pair.pump()
     assert pair.client.remote_condition.name == "amqp:unauthorized-access"
     assert pair.client.remote_condition.description == "access token expired"
