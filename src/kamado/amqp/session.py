@@ -930,11 +930,12 @@ class Session:
             if link.is_sender:
                 self._on_credit(link, flow)
             elif flow.delivery_count is not None:
-                # The peer skipped deliveries that it had credit for.
+                # The peer skipped deliveries that it had credit for: they count as finished.
                 skipped = (flow.delivery_count - link._delivery_count) & _MASK
                 if 0 < skipped <= link._credit:
                     link._credit -= skipped
                     link._delivery_count += skipped
+                    link.give_credit(skipped)
         if self.blocked and self.remote_window > 0:
             blocked, self.blocked = self.blocked, {}
             for waiting in blocked:
@@ -998,7 +999,9 @@ class Session:
         if partial.size > self.shared.max_message_size:
             self._detach(link, "amqp:link:message-size-exceeded", "the message is too large", events)
             return
-        partial.parts.append(payload)
+        if payload:
+            # A frame without any costs its sender nothing, so there may be millions.
+            partial.parts.append(payload)
         if transfer.more:
             link._partial = partial
             self.shared.partial_bytes += partial.size

@@ -557,17 +557,36 @@ def test_unfinished_messages_of_all_links_are_bounded() -> None:
     assert closed.condition == "amqp:resource-limit-exceeded"
 
 
-def test_skipped_credit_of_the_peer() -> None:
+def test_frames_without_payload_take_no_memory() -> None:
+    peer = with_links()
+    data = message()
+    peer.transfer(0, b"", more=True)
+    for _ in range(100):
+        peer.transfer(None, b"", more=True)
+    partial = peer.links["s1"]._partial
+    assert partial is not None
+    assert partial.parts == []
+    peer.transfer(None, data[:20], more=True)
+    peer.transfer(None, data[20:])
+    assert [request.subject for request in peer.requests] == ["assert"]
+
+
+def test_credit_that_the_peer_skips_is_given_back() -> None:
+    # AMQP 2.6.7: a sender may advance its delivery-count; amqp-apis 4.2: the credit stays what it was
     peer = with_links()
     peer.flow(handle=1, delivery_count=40, credit=None)
+    flow = peer.read_only(codec.Flow)
+    assert (flow.handle, flow.delivery_count, flow.link_credit) == (1, 40, 100)
+    # It leaves with what else is given back in the batch.
+    peer.flow(handle=1, delivery_count=140, credit=None)
     peer.links["s1"].give_credit()
     flow = peer.read_only(codec.Flow)
-    assert (flow.delivery_count, flow.link_credit) == (40, 61)
+    assert (flow.delivery_count, flow.link_credit) == (140, 101)
     # One that goes backwards or beyond all credit is not believed.
     peer.flow(handle=1, delivery_count=3, credit=None)
     peer.flow(handle=1, delivery_count=400, credit=None)
     peer.links["s1"].give_credit()
-    assert peer.read_only(codec.Flow).delivery_count == 40
+    assert peer.read_only(codec.Flow).delivery_count == 140
 
 
 def test_the_session_window_never_closes() -> None:
