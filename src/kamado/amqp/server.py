@@ -50,8 +50,9 @@ class AmqpServerSettings:
     """For TLS, and for SASL; the time from there to `open` is `connection.open_timeout` (amqp-apis 1.2)."""
     authentication_timeout: float = 3.0
     """For deciding over a login; then the outcome is 4 (amqp-apis 1.3)."""
-    refusal_delay: float = 0.25
-    """Before outcome 1, so that guessing is slow; clients wait 5 s for everything together."""
+    refusal_delay: float = 0.5
+    """From the attempt to outcome 1 at least, so that guessing is slow and how long the decision took, which depends on
+    the cost of a stored hash, does not tell who exists; clients wait 5 s for everything together."""
     max_connections: int = 2000
     max_pending_output: int = 16 * 1024 * 1024
     """Replies of one connection that wait for the peer's credit; above that the connection is closed."""
@@ -345,6 +346,7 @@ class _Peer(asyncio.Protocol):
 
     async def _log_in(self, attempt: SaslAttempt) -> None:
         settings = self._server.settings
+        started = self._loop.time()
         principal: Principal | None = None
         mechanism = "PLAIN" if isinstance(attempt, PlainAttempt) else "EXTERNAL"
         username = attempt.username if isinstance(attempt, PlainAttempt) else None
@@ -362,7 +364,7 @@ class _Peer(asyncio.Protocol):
             outcome = Outcome.OK if principal is not None else Outcome.AUTH
         if outcome is Outcome.AUTH:
             _log.warning("login refused", extra=fields)
-            await asyncio.sleep(settings.refusal_delay)
+            await asyncio.sleep(max(0.0, started + settings.refusal_delay - self._loop.time()))
         assert self._sasl is not None
         self._sasl.finish(outcome)
         self._flush_sasl()

@@ -251,6 +251,21 @@ def test_outcome_1_is_delayed_and_logged_without_the_password(caplog: pytest.Log
     assert "sesame" not in str(vars(record))
 
 
+def test_the_time_of_a_refusal_does_not_tell_how_long_the_decision_took() -> None:
+    """authentication 4.2: a hash of another cost takes another time, so the delay counts from the start."""
+
+    async def scenario() -> None:
+        async with Setting(refusal_delay=0.4).running() as setting:
+            loop = asyncio.get_running_loop()
+            setting.authenticator.behave = lambda: asyncio.sleep(0.3)
+            start = loop.time()
+            with pytest.raises(AuthenticationFailed):
+                await setting.ask(password="sesame")
+            assert 0.398 <= loop.time() - start < 0.69
+
+    run(scenario)
+
+
 async def _never() -> None:
     await asyncio.Event().wait()
 
