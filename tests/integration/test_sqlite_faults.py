@@ -321,6 +321,122 @@ def test_a_file_taken_away_from_a_running_store_refuses_writes(path: Path, repla
     with_store(path, test)
 
 
+def back_up(path: Path, to: Path) -> None:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+
+
+def has_log(path: Path) -> tuple[bool, bool]:
+    return path.with_name(f"{path.name}-wal").exists(), path.with_name(f"{path.name}-shm").exists()
+
+
+@pytest.mark.parametrize("when", ["replaced", "removed", "moved away"])
+def test_the_log_of_a_database_that_was_replaced_is_not_applied_to_the_backup(
+    path: Path, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    backup, aside = path.with_name("backup.db"), path.with_name("aside.db")
+    old: set[str] = set()
+    later: set[str] = set()
+
+    def take_away() -> None:
+        if when == "replaced":
+            os.link(path, aside)
+            backup.replace(path)
+        elif when == "removed":
+            path.unlink()
+        else:
+            path.rename(aside)
+
+    async def test(store: SqliteStore) -> None:
+        old.update([await create_device(store, 500) for _ in range(50)])
+        back_up(path, backup)
+        later.update([await create_device(store, 5000) for _ in range(50)])
+        take_away()
+        with pytest.raises(Unavailable):
+            await create_device(store)
+
+    with_store(path, test)
+    assert has_log(path) == (False, False)
+    assert "the old one's log was removed" in caplog.text
+    if when != "replaced":
+        backup.replace(path)
+    for file, expected in ((path, old), (aside, old | later)):
+        if file.exists():
+            check(file, expected)
+            with closing(sqlite3.connect(file)) as connection:
+                assert connection.execute("SELECT count(*) FROM devices").fetchall() == [(len(expected),)]
+
+
+def test_a_log_that_belongs_to_the_new_database_is_kept(path: Path) -> None:
+    backup = path.with_name("backup.db")
+
+    async def test(store: SqliteStore) -> None:
+        await create_device(store)
+        back_up(path, backup)
+        await create_device(store)
+        for name in ("registry.db-wal", "registry.db-shm"):
+            path.with_name(name).unlink()
+        backup.replace(path)
+        other = await open_sqlite(str(path), StoreSettings())
+        try:
+            acknowledged.add(await create_device(other))
+            await store.close()
+            assert has_log(path) == (True, True)
+            acknowledged.add(await create_device(other))
+        finally:
+            await other.close()
+
+    acknowledged: set[str] = set()
+    with_store(path, test)
+    assert len(acknowledged) == 2
+    check(path, acknowledged)
+
+
+USE = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_log_that_another_process_uses_is_kept_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backup = path.with_name("backup.db")
+
+    async def test(store: SqliteStore) -> None:
+        await create_device(store)
+        back_up(path, backup)
+        backup.replace(path)
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        await store.close()
+        assert has_log(path) == (True, True)
+
+    make(path)
+    with subprocess.Popen([sys.executable, "-c", USE, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            with_store(path, test)
+        finally:
+            other.kill()
+    assert "another process uses the old one's log" in caplog.text
+
+
+def test_no_connection_is_made_to_a_file_that_was_replaced(path: Path) -> None:
+    backup = path.with_name("backup.db")
+
+    async def test(store: SqliteStore) -> None:
+        back_up(path, backup)
+        backup.replace(path)
+        connection = store._reader.connection
+        store._reader._connected -= 1
+        store._reader.reconnect(sqlite3.OperationalError("broken"))
+        assert store._reader.connection is connection
+
+    with_store(path, test)
+    assert has_log(path) == (False, False)
+
+
 def test_a_broken_read_connection_is_replaced(path: Path) -> None:
     async def test(store: SqliteStore) -> None:
         device_id = await create_device(store)

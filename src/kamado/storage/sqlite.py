@@ -12,6 +12,8 @@ Neither ever suspends inside SQLite, so the coroutines of `sql.py` are driven to
 """
 
 import asyncio
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -68,6 +70,8 @@ _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA cache_size = -8192")
 # The reader blocks the event loop while it waits. With WAL it waits only while another process recovers the log.
 _READER_TIMEOUT = 0.02
 _LOCK_INTERVAL = 0.001
+# On this byte of the log's index whoever has it open holds a shared lock (SQLite's "dead man's switch").
+_INDEX_LOCK = 128
 _RECONNECT_INTERVAL = 0.5
 _LOG_INTERVAL = 1.0
 
@@ -458,6 +462,93 @@ def _switch_to_wal(path: str, connection: sqlite3.Connection, settings: StoreSet
         return
 
 
+def _identify(path: str) -> tuple[int, int] | None:
+    """Return which file is at a path, if any; nothing else gets that identity while the file is open."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class _Files:
+    """The database, its log and the log's index, as they are while they are open.
+
+    SQLite finds the log by the database's name alone. So the log of a database whose file was replaced would be
+    applied to the new file at the next start, and SQLite itself leaves it there.
+
+    Args:
+        path: The database, which must have been read already: that makes the log.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._database = os.path.realpath(path)  # beside which SQLite puts the others
+        self._log, self._index = f"{self._database}-wal", f"{self._database}-shm"
+        self._opened = {name: _identify(name) for name in (self._database, self._log, self._index)}
+
+    def is_ours(self, name: str) -> bool:
+        opened = self._opened[name]
+        return opened is not None and opened == _identify(name)
+
+    def close(self, connection: sqlite3.Connection) -> None:
+        """Close this process's last connection; the log goes with it if the database is no longer at its path."""
+        try:
+            if not self.is_ours(self._database):
+                self._take_log_away(connection)
+        except (OSError, sqlite3.Error) as error:
+            logger.error(
+                "database file was replaced: remove its log before the next start",
+                extra={"log": self._log, "error": f"{type(error).__name__}: {error}"},
+            )
+        finally:
+            connection.close()
+
+    def _take_log_away(self, connection: sqlite3.Connection) -> None:
+        if not self.is_ours(self._log):
+            return  # gone already, or of the new database
+        descriptor = None
+        try:
+            if _identify(self._index) is not None:
+                # Closing it gives up this process's locks on the index, of which it is the last user.
+                descriptor = os.open(self._index, os.O_RDWR | os.O_CLOEXEC)
+                # With it nobody else can begin to use the log, and nobody uses it already.
+                if not self.is_ours(self._index) or not _lock(descriptor):
+                    logger.warning(
+                        "database file was replaced, and another process uses the old one's log: stop that, too, "
+                        "remove the log and its index, and restore the backup again",
+                        extra={"log": self._log},
+                    )
+                    return
+            # The old file may live on under another name: it gets what it was told to keep.
+            try:
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                is_complete = not busy
+            except sqlite3.Error:
+                is_complete = False
+            os.unlink(self._log)
+            if descriptor is not None:
+                os.unlink(self._index)
+            logger.warning(
+                "database file was replaced: the old one's log was removed, so that the new one is not damaged by it",
+                extra={"log": self._log, "old_is_complete": is_complete},
+            )
+        finally:
+            # Not before the connection: it would unlock the index.
+            connection.close()
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _INDEX_LOCK)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            raise
+        return False
+    return True
+
+
 class _Job(NamedTuple):
     work: Work[Any]
     future: "asyncio.Future[Any]"
@@ -497,7 +588,7 @@ class SqliteStore:
             raise
         try:
             connect = partial(_connect_reader, self._path)
-            self._reader = _ReadSession(connect(), connect)
+            self._reader = _ReadSession(connect(), partial(self._connect_again, connect))
         except sqlite3.Error as error:
             self._jobs.put(None)
             await self._writer_ended
@@ -549,7 +640,15 @@ class SqliteStore:
         except OSError as error:
             raise Unavailable("the database file is gone") from error
         if (now.st_dev, now.st_ino) != self._file:
-            raise Unavailable("the database file was replaced; restart")
+            raise Unavailable("the database file was replaced; stop the registry, then start it")
+
+    def _connect_again(self, connect: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+        try:
+            self._check_file()
+        except Unavailable as error:
+            # A connection to the new file would apply the old one's log to it.
+            raise sqlite3.OperationalError(str(error)) from error
+        return connect()
 
     def _settle(self, outcomes: list[_Outcome]) -> None:
         self._waiting -= len(outcomes)
@@ -569,10 +668,13 @@ class SqliteStore:
                 self._path, self._settings, self._migrations, may_migrate=self._settings.auto_migrate
             )
             session = self._writer = _Session(
-                connection, partial(_connect_writer, self._path), lock_timeout=self._settings.busy_timeout
+                connection,
+                partial(self._connect_again, partial(_connect_writer, self._path)),
+                lock_timeout=self._settings.busy_timeout,
             )
             status = os.stat(self._path)
             self._file = status.st_dev, status.st_ino
+            files = _Files(self._path)
         except BaseException as error:
             self._tell_loop(_fail, self._writer_opened, error)
             return
@@ -584,7 +686,7 @@ class SqliteStore:
                 outcomes, closing = self._run_group(job, session, transaction)
                 self._tell_loop(self._settle, outcomes)
         finally:
-            session.close()
+            files.close(session.connection)
             self._tell_loop(_succeed, self._writer_ended)
 
     def _run_group(self, first: _Job, session: _Session, transaction: SqlTransaction) -> tuple[list[_Outcome], bool]:
