@@ -219,9 +219,9 @@ def _escape(value: str) -> str:
 
 _MAX_NAME_SIZE: Final = 16384
 """Bytes of an encoded name, characters of a written one; real names have some hundred."""
-_MAX_FOLDED_LENGTH: Final = 256
-"""Characters of a value; longer ones are compared as they are. Normalising takes time by the square of a run of
-combining characters, so that a long name, which any device may present, would stop everybody else."""
+_MAX_NORMALIZED_LENGTH: Final = 256
+"""Characters of a value; longer ones that are not ASCII are compared as they are. Normalising takes time by the square
+of a run of combining characters, so that a long name, which any device may present, would stop everybody else."""
 
 
 class _Attribute(NamedTuple):
@@ -244,9 +244,13 @@ class _Attribute(NamedTuple):
     def canonical_text(self) -> str:
         """The attribute as it enters the canonical key (provisioning 7.6, rules 3-5)."""
         keyword = _KEYWORDS.get(self.oid, self.oid).lower()
-        if self.plain is None or self.tag not in _FOLDED_TYPES or len(self.plain) > _MAX_FOLDED_LENGTH:
+        if self.plain is None or self.tag not in _FOLDED_TYPES:
             return f"{keyword}=#{self.value.hex()}"
-        folded = unicodedata.normalize("NFKD", self.plain.upper().lower())
+        folded = self.plain.upper().lower()
+        if not folded.isascii():
+            if len(folded) > _MAX_NORMALIZED_LENGTH:
+                return f"{keyword}=#{self.value.hex()}"
+            folded = unicodedata.normalize("NFKD", folded)
         return f"{keyword}={_escape(' '.join(folded.split()))}"
 
 
