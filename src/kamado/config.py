@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import ipaddress
 import json
+import logging
 import math
 import os
 import re
@@ -42,6 +43,8 @@ __all__ = [
     "settings",
     "tls_context",
 ]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Auto = Literal["auto"]
@@ -999,6 +1002,32 @@ class TlsError(Exception):
         self.key = key
 
 
+class _Handshake(ssl.SSLObject):
+    """Tells the log why a client was not let in, which event loops do not."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            reason = (error.reason or type(error).__name__).replace("_", " ").lower()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                reason = f"{reason}: {error.verify_message}"
+            elif error.reason == "CALLBACK_FAILED":
+                # The callback of a listener refuses for one cause only, which OpenSSL cannot name.
+                reason = "the resumed session is older than the files in use"
+            context = self.context
+            listener = context.listener if isinstance(context, _ListenerContext) else None
+            _log.warning("TLS handshake refused", extra={"listener": listener, "reason": reason})
+            raise
+
+
+class _ListenerContext(ssl.SSLContext):
+    sslobject_class = _Handshake
+    listener = ""
+
+
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """Build the TLS context of a listener from its files.
 
@@ -1007,7 +1036,8 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """
     assert tls.cert_file is not None
     assert tls.key_file is not None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _ListenerContext(ssl.PROTOCOL_TLS_SERVER)
+    context.listener = "amqps" if isinstance(tls, AmqpTlsConfig) else "https"
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     # A resumed session skips the check of the client's certificate, so it would outlive a CA that was taken away.

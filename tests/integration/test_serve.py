@@ -1,15 +1,18 @@
 """`kamado serve`: first start, reload, stop, and starts that fail."""
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import socket
 import sqlite3
+import ssl
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from tests.integration.certificates import Authority
@@ -91,6 +94,34 @@ def test_key_material_is_read_again(new_registry: NewRegistry) -> None:
     assert f"{registry.tls.key_file} holds no PEM private key" in registry.log.read_text()
     registry.tls.key_file.write_bytes(key)
     registry.run(*arguments, "--ca-file", str(ca_file))
+
+
+@pytest.mark.parametrize("listener", ["amqps", "https"])
+def test_a_refused_handshake_is_in_the_log(new_registry: NewRegistry, tmp_path: Path, listener: str) -> None:
+    """Also after a reload, when another context than the listener's own takes the handshake."""
+    # Equal warnings are held back for a while, so each is looked for in a log of its own.
+    registry = new_registry(tls=True)
+    assert registry.tls is not None
+    os.kill(registry.pid, signal.SIGHUP)
+    poll(lambda: registry.log.read_text().count("key material reloaded") == 2, what="reload")
+    context = ssl.create_default_context(cafile=str(registry.tls.ca_file))
+    if listener == "amqps":
+        context.load_cert_chain(*Authority.create("CN=Stranger").issue("CN=coap-adapter").write(tmp_path, "stranger"))
+        url, reason = registry.addresses["amqps"], "certificate verify failed: unable to get local issuer certificate"
+    else:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("AES128-SHA256")
+        url, reason = registry.https_url, "no shared cipher"
+    with (
+        socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=10) as plain,
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        # TLS 1.3 has the client believe that all is well until it reads.
+        assert connection.recv(1) == b""
+    poll(lambda: "TLS handshake refused" in registry.log.read_text(), what="the reason in the log")
+    (event,) = [json.loads(line) for line in registry.log.read_text().splitlines() if "TLS handshake" in line]
+    assert (event["level"], event["listener"], event["reason"]) == ("warn", listener, reason)
 
 
 @pytest.mark.parametrize("where", ["--set", "environment"])

@@ -26,7 +26,8 @@ from kamado.amqp.connection import (
 )
 from kamado.amqp.sasl import Outcome, PlainAttempt, SaslAttempt, SaslServer
 from kamado.auth import Authenticator, Principal
-from kamado.errors import Unavailable
+from kamado.errors import BadRequest, Unavailable
+from kamado.x509 import parse_certificate
 
 __all__ = ["Address", "AmqpServer", "AmqpServerSettings"]
 
@@ -363,7 +364,7 @@ class _Peer(asyncio.Protocol):
         else:
             outcome = Outcome.OK if principal is not None else Outcome.AUTH
         if outcome is Outcome.AUTH:
-            _log.warning("login refused", extra=fields)
+            _log.warning("login refused", extra=fields | self._describe_certificate(mechanism))
             await asyncio.sleep(max(0.0, started + settings.refusal_delay - self._loop.time()))
         assert self._sasl is not None
         self._sasl.finish(outcome)
@@ -378,6 +379,15 @@ class _Peer(asyncio.Protocol):
         if self._certificate is None:
             return None
         return await authenticator.authenticate_external(self._certificate, now)
+
+    def _describe_certificate(self, mechanism: str) -> dict[str, object]:
+        """Tell who tried EXTERNAL: the name that an identity would have to have."""
+        if mechanism != "EXTERNAL" or self._certificate is None:
+            return {}
+        try:
+            return {"subject": parse_certificate(self._certificate).subject.text}
+        except BadRequest as error:
+            return {"error": str(error)}
 
     def _login_done(self, task: asyncio.Task[None]) -> None:
         self._login = None

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import uvloop
+from tests.integration.certificates import tls_files
 from tests.unit.amqp.fake_lookup import Clock, FakeLookup
 from tests.unit.amqp.peer import message
 
@@ -20,6 +23,7 @@ from kamado.amqp.connection import AMQP_HEADER, ConnectionSettings
 from kamado.amqp.sasl import SaslClient
 from kamado.amqp.server import Address, AmqpServer, AmqpServerSettings
 from kamado.auth import ADAPTER_AUTHORITIES, Authenticator, Authorities, Mechanism, Principal
+from kamado.config import AmqpTlsConfig, tls_context
 from kamado.errors import Unavailable
 from kamado.lookup import LookupService
 
@@ -48,6 +52,9 @@ class FakeAuthenticator:
             mechanism=Mechanism.PLAIN,
         )
 
+    async def authenticate_external(self, certificate: bytes, now: datetime) -> Principal | None:
+        return None
+
     async def is_current(self, principal: Principal) -> bool:
         return self.current
 
@@ -72,8 +79,8 @@ class Setting:
         self.address = Address("", 0)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Setting"]:
-        self.address = await self.server.listen("127.0.0.1", 0)
+    async def running(self, context: ssl.SSLContext | None = None) -> AsyncIterator["Setting"]:
+        self.address = await self.server.listen("127.0.0.1", 0, context)
         try:
             yield self
         finally:
@@ -249,6 +256,28 @@ def test_outcome_1_is_delayed_and_logged_without_the_password(caplog: pytest.Log
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage() == "login refused"
     assert "sesame" not in str(vars(record))
+
+
+def test_a_refused_login_by_certificate_names_its_subject(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """authentication 4.3: the operator sees under which name the identity was looked for."""
+    files = tls_files(tmp_path)
+    tls = AmqpTlsConfig(cert_file=files.cert_file, key_file=files.key_file, client_ca_file=files.client_ca_file)
+    client = ssl.create_default_context(cafile=str(files.ca_file))
+    client.load_cert_chain(*files.client(tmp_path, "client", "CN=adapter 7,O=X"))
+
+    async def scenario() -> None:
+        async with Setting().running(tls_context(tls)) as setting:
+            reader, writer = await asyncio.open_connection(
+                setting.address.host, setting.address.port, ssl=client, server_hostname="localhost"
+            )
+            init = codec.SaslInit(mechanism="EXTERNAL", initial_response=b"")
+            writer.write(b"AMQP\x03\x01\x00\x00" + codec.encode_frame(0, init, frame_type=1))
+            assert await reader.read(-1)
+            writer.close()
+
+    run(scenario)
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (record.getMessage(), vars(record)["subject"]) == ("login refused", "CN=adapter 7,O=X")
 
 
 def test_the_time_of_a_refusal_does_not_tell_how_long_the_decision_took() -> None:
