@@ -15,17 +15,16 @@ from typing import Final
 from kamado.auth import Principal
 from kamado.credentials import Credential, X509Secret
 from kamado.devices import Device
-from kamado.document import Identifiers, decode, decode_base64, format_timestamp, new_id
+from kamado.document import Identifiers, decode_base64, format_timestamp, new_id
 from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason
-from kamado.store import Change, ChangeKind, Store, StoredCredentials, StoredDevice, TenantRow, Transaction
-from kamado.tenants import Tenant, find_max_credentials_per_device, find_max_devices, stored_tenant
+from kamado.store import Change, ChangeKind, Store, StoredCredentials, StoredDevice, Transaction
+from kamado.tenants import Tenant, find_max_credentials_per_device, find_max_devices
 from kamado.x509 import Certificate, DistinguishedName, VerifiedCertificate, parse_certificate, verify
 
 __all__ = ["ProvisionedCredential", "ProvisioningService", "ProvisioningSettings"]
 
 _X509: Final = "x509-cert"
 _GATEWAY_AUTHORITY: Final = "auto-provisioning-enabled"
-_MAX_CACHED_TENANTS: Final = 64
 # As in a look-up that finds nothing: which check it was is not for the adapter.
 _NO_CREDENTIALS: Final = "no matching credentials"
 
@@ -81,8 +80,6 @@ class ProvisioningService:
         self._settings = settings
         self._identifiers = identifiers
         self._clock = clock
-        # Parsed tenants, each good only for the version it was parsed from.
-        self._tenants: dict[str, tuple[str, Tenant]] = {}
 
     async def provision(
         self, principal: Principal, tenant_id: str, auth_id: str, client_certificate: object
@@ -105,12 +102,12 @@ class ProvisioningService:
             Conflict: The device id belongs to a device with other credentials.
             Unavailable: The database cannot be written now.
         """
-        row = await self._store.lookups.find_tenant(tenant_id)
-        if row is None or row.tenant_id != tenant_id:
+        seen = await self._store.read(lambda transaction: transaction.find_tenant(tenant_id))
+        if seen is None:
             raise NotFound(_NO_CREDENTIALS, reason=Reason.TENANT_UNKNOWN)
         certificate = _read_certificate(client_certificate)
         now = self._clock()
-        plan = self._decide(row.version, self._tenant(row), certificate, auth_id, now)
+        plan = self._decide(seen.version, seen.tenant, certificate, auth_id, now)
 
         async def create(transaction: Transaction) -> ProvisionedCredential:
             # What an operator has changed meanwhile must count, so the checks are made once more if there is anything.
@@ -136,18 +133,6 @@ class ProvisioningService:
                     f"device {plan.device_id} exists, with other credentials", reason=Reason.DEVICE_ID_TAKEN
                 ) from conflict
         return ProvisionedCredential(device_id=winner.device_id, credential=None)
-
-    def _tenant(self, row: TenantRow) -> Tenant:
-        entry = self._tenants.get(row.tenant_id)
-        if entry is not None and entry[0] == row.version:
-            return entry[1]
-        document = decode(row.document.encode())
-        assert isinstance(document, dict)
-        tenant = stored_tenant(document)
-        if len(self._tenants) >= _MAX_CACHED_TENANTS:
-            del self._tenants[next(iter(self._tenants))]
-        self._tenants[row.tenant_id] = row.version, tenant
-        return tenant
 
     def _decide(
         self, tenant_version: str, tenant: Tenant, certificate: Certificate, auth_id: str, now: datetime

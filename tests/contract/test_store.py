@@ -194,6 +194,31 @@ async def test_a_version_that_comes_back_with_other_content_is_read_anew(store: 
 
 
 @with_store
+async def test_parsed_tenants_are_kept_by_the_size_of_their_text(store: Store) -> None:
+    """Parsed, a tenant takes some 15 times the space of its text."""
+
+    async def is_kept(tenant_id: str, before: StoredTenant | None) -> bool:
+        found = await find_tenant(store, tenant_id)
+        assert found is not None
+        assert before == found
+        return found.tenant is before.tenant
+
+    async def read(tenant_id: str, size: int) -> StoredTenant | None:
+        await insert_tenant(store, stored_tenant(tenant_id, {"ext": {"filling": "x" * size}}))
+        return await find_tenant(store, tenant_id)
+
+    small = [(f"small-{number}", await read(f"small-{number}", 10)) for number in range(100)]
+    assert all([await is_kept(*one) for one in small])
+    large = [(f"large-{number}", await read(f"large-{number}", 100_000)) for number in range(20)]
+    assert await is_kept(*large[-1])
+    assert sum([await is_kept(*one) for one in reversed(large)]) <= 10
+    last = await read("last", 100_000)
+    huge = await read("huge", 300_000)
+    assert not await is_kept("huge", huge)
+    assert await is_kept("last", last), "it is worth no others"
+
+
+@with_store
 async def test_whether_there_are_tenants(store: Store) -> None:
     assert not await store.read(lambda tx: tx.has_tenants())
     await insert_tenant(store, stored_tenant("acme"))
@@ -241,6 +266,8 @@ DC_IA5 = bytes.fromhex("30133111300f060a0992268993f22c640119160161")
 DC_UTF8 = bytes.fromhex("30133111300f060a0992268993f22c6401190c0161")
 """DC=a with the string type UTF8: another canonical key, the same text."""
 
+LONG = ",".join(f"{keyword}={'x' * 240}" for keyword in ("CN", "OU", "O"))
+
 CLASHES: list[tuple[str, str | bytes, str | None, str | bytes, str | None, bool]] = [
     ("neither has a group", "CN=ca,O=Acme", None, "CN=ca,O=Acme", None, True),
     ("one group", "CN=ca,O=Acme", "g", "CN=ca,O=Acme", "g", False),
@@ -255,8 +282,8 @@ CLASHES: list[tuple[str, str | bytes, str | None, str | bytes, str | None, bool]
     ("equal text only, 7.6 row 6", DC_IA5, None, DC_UTF8, None, True),
     ("equal text only, one group", DC_IA5, "g", DC_UTF8, "g", False),
     ("case in e-mail, 7.6 row 7", "EMAILADDRESS=A@b.c", None, "EMAILADDRESS=a@b.c", None, False),
-    ("long names", "CN=" + "x" * 600, None, "CN=" + "X" * 600, None, True),
-    ("long names that differ at the end", "CN=" + "x" * 600 + "1", None, "CN=" + "x" * 600 + "2", None, False),
+    ("long names", LONG, None, LONG.upper(), None, True),
+    ("long names that differ at the end", LONG + "1", None, LONG + "2", None, False),
 ]
 
 

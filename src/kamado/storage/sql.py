@@ -219,7 +219,9 @@ WHERE c.tenant_id = ?1 AND c.type = ?2 AND c.auth_id = ?3"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_MAX_CACHED_TENANTS = 1000
+# A parsed tenant takes some 15 times the space of its text, and there is a cache for each connection.
+_MAX_CACHED_TEXT = 1024 * 1024
+_ENTRY_OVERHEAD = 1024
 
 
 def _microseconds(instant: datetime) -> int:
@@ -276,6 +278,36 @@ def _anchor_conflict(subject_dn: str) -> Conflict:
     )
 
 
+class _ParsedTenants:
+    """Tenants that were read lately: one is read in most use cases and costs more to parse than to read.
+
+    An entry is good only for exactly the text that it was parsed from, so nothing has to tell this cache of changes.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[str, Tenant]] = {}
+        self._size = 0
+
+    def get(self, tenant_id: str, text: str) -> Tenant:
+        entry = self._entries.get(tenant_id)
+        if entry is not None:
+            if entry[0] == text:
+                return entry[1]
+            self._drop(tenant_id)
+        tenant = stored_tenant(_document(text))
+        size = len(text) + _ENTRY_OVERHEAD
+        if size <= _MAX_CACHED_TEXT // 4:  # one that is larger would push out too many others
+            while self._size + size > _MAX_CACHED_TEXT:
+                self._drop(next(iter(self._entries)))
+            self._entries[tenant_id] = text, tenant
+            self._size += size
+        return tenant
+
+    def _drop(self, tenant_id: str) -> None:
+        text, _ = self._entries.pop(tenant_id)
+        self._size -= len(text) + _ENTRY_OVERHEAD
+
+
 class SqlTransaction:
     """`store.Transaction` over a session; see there. Keeps no state of a transaction, so one serves a connection."""
 
@@ -283,27 +315,19 @@ class SqlTransaction:
         self._one = session.one
         self._all = session.all
         self._run = session.run
-        # A tenant is read in most use cases and costs more to parse than to read. An entry is good only for exactly
-        # the text that it was parsed from, so nothing has to tell this cache of changes.
-        self._parsed: dict[str, tuple[str, Tenant]] = {}
+        self._tenants = _ParsedTenants()
 
     async def find_tenant(self, tenant_id: str) -> StoredTenant | None:
         row = await self._one(FIND_TENANT, tenant_id)
         if row is None:
             return None
         version, created, updated, text = row
-        parsed = self._parsed.get(tenant_id)
-        if parsed is None or parsed[0] != text:
-            parsed = (text, stored_tenant(_document(text)))
-            if len(self._parsed) >= _MAX_CACHED_TENANTS:
-                del self._parsed[next(iter(self._parsed))]
-            self._parsed[tenant_id] = parsed
         return StoredTenant(
             tenant_id=tenant_id,
             version=version,
             created=_instant(created),
             updated=_optional_instant(updated),
-            tenant=parsed[1],
+            tenant=self._tenants.get(tenant_id, text),
         )
 
     async def has_tenants(self) -> bool:
