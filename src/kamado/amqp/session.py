@@ -45,6 +45,8 @@ FRAMING_ERROR: Final = "amqp:framing-error"
 _MASK: Final = 0xFFFFFFFF
 # Links over `max_links` are refused; a peer that goes on without reading the refusals is cut off.
 _MAX_REFUSED_LINKS: Final = 1024
+# A link's name and address are kept as long as the link: bytes, far more than stock clients need.
+_MAX_NAME_SIZE: Final = 1024
 # Unfinished multi-frame requests of one connection together, as a multiple of `max_message_size`.
 _MAX_PARTIAL_MESSAGES: Final = 16
 # Different forms of properties, message-id aside, that are remembered for one link.
@@ -886,7 +888,12 @@ class Session:
         link = self.links[attach.handle] = Link(self, attach)
         link._handle = handle
         self.shared.link_count += 1
-        if self.shared.link_count > self.shared.max_links:
+        address = link.address or ""
+        if max(len(attach.name.encode()), len(address.encode())) > _MAX_NAME_SIZE:
+            link.refuse("amqp:invalid-field", f"names and addresses have at most {_MAX_NAME_SIZE} bytes")
+            # It is there until the peer detaches, too, which it may never do.
+            link.name, link.address = "", None
+        elif self.shared.link_count > self.shared.max_links:
             link.refuse("amqp:resource-limit-exceeded", "too many links")
         elif attach.target is not None and attach.target.is_coordinator and not attach.role:
             link.refuse("amqp:not-implemented", "transactions are not supported")

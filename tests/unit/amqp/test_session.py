@@ -275,6 +275,29 @@ def test_too_many_links_are_refused_and_then_cut_off() -> None:
     assert isinstance(peer.send(peer.sender(9999))[-1], Closed)
 
 
+@pytest.mark.parametrize("which", ["name", "address"])
+def test_links_with_endless_names_are_refused(which: str) -> None:
+    # Both are kept as long as the link, and there may be 65536 of those; amqp-apis 4.3: the exact pattern
+    peer = started()
+    target = codec.Terminus.target("registration/acme")
+    peer.send(codec.Attach(name="x" * 1024, handle=0, role=False, target=target))
+    assert peer.links["x" * 1024].is_open
+    peer.read()
+    name, target = ("é" * 512 + "x", target) if which == "name" else ("n", codec.Terminus.target("é" * 512 + "x"))
+    assert peer.send(codec.Attach(name=name, handle=1, role=False, target=target)) == []
+    answer, detach = performatives(peer)
+    assert isinstance(answer, codec.Attach)
+    assert (answer.name, answer.target) == (name, None)
+    assert isinstance(detach, codec.Detach)
+    assert detach.error is not None
+    assert detach.error.condition == "amqp:invalid-field"
+    # While the peer does not detach nothing of it is kept.
+    refused = peer.connection._sessions[0].links[1]
+    assert (refused.name, refused.address) == ("", None)
+    assert peer.send(codec.Detach(handle=1, closed=True)) == []
+    assert list(peer.connection._sessions[0].links) == [0]
+
+
 def test_the_peers_handle_max_is_kept() -> None:
     peer = Peer().open()
     peer.send(codec.Begin(next_outgoing_id=0, incoming_window=9, outgoing_window=9, handle_max=0))
