@@ -15,13 +15,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.contract.records import CREATED, credential, stored_credentials, stored_device
 from tests.integration.sqlite_process import NOBODY, TENANT, create_device, ensure_tenant
 
-from kamado.errors import Unavailable
+from kamado.errors import RegistryError, Unavailable
 from kamado.storage import StorageError, StoreSettings, open_store
-from kamado.storage.sql import SqlTransaction
+from kamado.storage.sql import DamagedRow, SqlTransaction
 from kamado.storage.sqlite import SqliteStore, open_sqlite
-from kamado.store import Transaction
+from kamado.store import Identity, Transaction, Work
 
 PROGRAM = Path(__file__).with_name("sqlite_process.py")
 DEADLINE = 60.0
@@ -301,6 +302,41 @@ def test_a_damaged_database_says_so(path: Path) -> None:
         asyncio.run(open_store(f"sqlite:///{path}"))
     assert str(path) in str(raised.value)
     assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("document", ["", "{", "[]", '{"enabled": NaN}', "null"])
+def test_a_damaged_document_is_nothing_that_the_caller_has_done(path: Path, document: str) -> None:
+    """A `RegistryError` would tell an operator that his request is wrong."""
+    device_id = "urn:one"
+
+    async def spoil(store: SqliteStore) -> None:
+        device = stored_device(TENANT, device_id)
+        made = stored_credentials(TENANT, device_id, [credential("psk", "one")])
+        await store.write(lambda tx: tx.insert_device(device, made))
+        identity = Identity(name="someone", mechanism="PLAIN", password_hash=None, authorities={}, created=CREATED)
+        await store.write(lambda tx: tx.put_identity(identity))
+        with closing(sqlite3.connect(path)) as connection, connection:
+            for table, column in (
+                ("tenants", "document"),
+                ("devices", "document"),
+                ("credentials", "document"),
+                ("identities", "authorities"),
+            ):
+                connection.execute(f"UPDATE {table} SET {column} = ?", (document,))
+        uses: list[tuple[str, Work[object]]] = [
+            ("tenants of 'acme'", lambda tx: tx.find_tenant(TENANT)),
+            ("devices of 'acme', 'urn:one'", lambda tx: tx.find_device(TENANT, device_id)),
+            ("credentials of 'acme', 'urn:one'", lambda tx: tx.find_credentials(TENANT, device_id)),
+            ("credentials of 'acme', 'urn:one'", lambda tx: tx.find_credential(TENANT, "psk", "one")),
+            ("identities of 'someone'", lambda tx: tx.find_identity("someone")),
+        ]
+        for says, use in uses:
+            for run in (store.read, store.write):
+                with pytest.raises(DamagedRow, match=says) as raised:
+                    await run(use)
+                assert not isinstance(raised.value, RegistryError)
+
+    with_store(path, spoil)
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])

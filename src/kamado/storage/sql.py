@@ -9,11 +9,11 @@ holds against whatever runs side by side, and the transaction is still good for 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from kamado.credentials import Credential, stored_credential, stored_document
 from kamado.devices import device_document, stored_device
@@ -32,6 +32,7 @@ from kamado.store import (
 from kamado.tenants import Tenant, stored_tenant, tenant_document
 
 __all__ = [
+    "DamagedRow",
     "NewerSchema",
     "OlderSchema",
     "Row",
@@ -56,6 +57,10 @@ class OlderSchema(StorageError):
     """The database needs a migration and this process was told not to make it."""
 
 
+class DamagedRow(Exception):
+    """A document in the database cannot be read. No `RegistryError`: whoever asked has done nothing wrong."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """How a store behaves, whatever the engine."""
@@ -72,6 +77,7 @@ class StoreSettings:
     """Seconds after which a group takes no further write before its commit."""
 
 
+T = TypeVar("T")
 Value = str | int | bytes | None
 Row = Sequence[Any]
 
@@ -244,8 +250,19 @@ def _text(document: JsonObject) -> str:
     return encode(document).decode()
 
 
-def _document(text: str) -> JsonObject:
-    return cast(JsonObject, decode(text.encode()))
+def _parse(parse: Callable[[JsonObject], T], text: str, table: str, *key: str) -> T:
+    """Read the document of the row of `table` with this key.
+
+    Raises:
+        DamagedRow: It is none of this kind.
+    """
+    try:
+        document = decode(text.encode())
+        if not isinstance(document, dict):
+            raise TypeError("not a JSON object")
+        return parse(document)
+    except Exception as error:  # whatever parsers of what was once valid come across
+        raise DamagedRow(f"the document in {table} of {', '.join(map(repr, key))} cannot be read: {error}") from error
 
 
 def _anchor_name(kind: str, text: str) -> str:
@@ -294,7 +311,7 @@ class _ParsedTenants:
             if entry[0] == text:
                 return entry[1]
             self._drop(tenant_id)
-        tenant = stored_tenant(_document(text))
+        tenant = _parse(stored_tenant, text, "tenants", tenant_id)
         size = len(text) + _ENTRY_OVERHEAD
         if size <= _MAX_CACHED_TEXT // 4:  # one that is larger would push out too many others
             while self._size + size > _MAX_CACHED_TEXT:
@@ -417,7 +434,7 @@ class SqlTransaction:
             updated=_optional_instant(updated),
             auto_provisioned=bool(auto_provisioned),
             notification_sent=bool(notification_sent),
-            device=stored_device(_document(text)),
+            device=_parse(stored_device, text, "devices", tenant_id, device_id),
         )
 
     async def insert_device(self, stored: StoredDevice, credentials: StoredCredentials) -> None:
@@ -476,12 +493,19 @@ class SqlTransaction:
             tenant_id=tenant_id,
             device_id=device_id,
             version=rows[0][0],
-            credentials=tuple(stored_credential(_document(text)) for _, text in rows if text is not None),
+            credentials=tuple(
+                _parse(stored_credential, text, "credentials", tenant_id, device_id)
+                for _, text in rows
+                if text is not None
+            ),
         )
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
         row = await self._one(FIND_CREDENTIAL, tenant_id, type_, auth_id)
-        return None if row is None else (row[0], stored_credential(_document(row[1])))
+        if row is None:
+            return None
+        device_id, text = row
+        return device_id, _parse(stored_credential, text, "credentials", tenant_id, device_id)
 
     async def replace_credentials(self, stored: StoredCredentials) -> None:
         await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, stored.version)
@@ -540,7 +564,7 @@ def _identity(row: Row) -> Identity:
         name=name,
         mechanism=mechanism,
         password_hash=password_hash,
-        authorities=cast(dict[str, str], _document(authorities)),
+        authorities=_parse(lambda document: cast(dict[str, str], document), authorities, "identities", name),
         created=_instant(created),
     )
 
