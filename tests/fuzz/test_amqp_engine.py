@@ -277,7 +277,7 @@ def feed(application: Application, pieces: list[bytes]) -> None:
             now += 2.0
             application.handle(application.connection.tick(now))
         if application.choose(30) == 0:
-            application.connection.close("amqp:resource-limit-exceeded", "enough")
+            application.connection.close("amqp:resource-limit-exceeded", "enough", now=now)
             application.take_output()
     application.finish()
 
