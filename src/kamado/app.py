@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import shlex
 import signal
 import ssl
@@ -68,6 +69,9 @@ logger = logging.getLogger(__name__)
 EXIT_UNAVAILABLE = 69
 EXIT_INTERNAL = 70
 EXIT_CONFIGURATION = 78
+
+SPARE_FILES = 100
+"""Open files that are no connections of a front door: listeners, database, health checks, handshakes."""
 
 
 ANONYMOUS_OPERATOR = Principal(name="anonymous")
@@ -206,6 +210,24 @@ class ReloadableTls:
 
 # The process
 
+
+def _raise_open_file_limit(config: Config) -> None:
+    """Let the process have as many sockets as the system allows it, and tell if all connections would need more."""
+    needed = config.amqp.max_connections + HttpServerSettings().max_connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where there is no hard limit, the system may still refuse that there be no soft one.
+    wanted = max(soft, needed) if hard == resource.RLIM_INFINITY else hard
+    if soft not in {wanted, resource.RLIM_INFINITY}:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            logger.warning("limit of open files not raised", extra={"limit": soft, "error": str(error)})
+        else:
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        logger.warning("too few open files for all connections", extra={"limit": soft, "needed": needed})
+
+
 Listen = Callable[[str, int, ssl.SSLContext | None], Awaitable[tuple[str, int]]]
 
 
@@ -233,6 +255,7 @@ def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamad
     log.configure(config.log.format, config.log.level, config.log.levels)
     for warning in loaded.warnings:
         logger.warning("configuration", extra={"warning": warning})
+    _raise_open_file_limit(config)
     process = Process(config, ready_file, command, options)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -141,6 +142,24 @@ def test_what_to_type_next_works_with_a_port_that_the_system_chose(new_registry:
     words = shlex.split(line)
     arguments = words[words.index("ask") :]
     assert kamado(*arguments, cwd=registry.directory).stdout.startswith("200 OK")
+
+
+def test_open_files_are_raised_to_what_the_system_allows(new_registry: NewRegistry) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    registry = new_registry({"amqp.max_connections": "10"}, start=False)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        registry.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(registry.pid, resource.RLIMIT_NOFILE) in {(hard, hard), (1110, hard)}
+    assert "open files" not in registry.log.read_text()
+
+
+def test_too_few_open_files_are_a_warning(new_registry: NewRegistry) -> None:
+    registry = new_registry({"amqp.max_connections": "2000000000"})
+    (event,) = [json.loads(line) for line in registry.log.read_text().splitlines() if "too few open files" in line]
+    assert (event["level"], event["needed"]) == ("warn", 2_000_001_100)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
