@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
@@ -530,6 +531,37 @@ def test_a_broken_write_connection_is_replaced(path: Path) -> None:
         assert await store.read(lambda tx: tx.count_devices(TENANT)) == 2
 
     with_store(path, test)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("injected"), SystemExit()], ids=["error", "exit"])
+def test_a_writer_that_fails_lets_nobody_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    def fail() -> None:
+        all_wait.wait(DEADLINE)
+        raise error
+
+    async def test(store: SqliteStore) -> None:
+        device_id = await create_device(store)
+        monkeypatch.setattr(store, "_check_file", fail)
+        waiting = [asyncio.create_task(create_device(store)) for _ in range(20)]
+        await asyncio.sleep(0)
+        all_wait.set()
+        async with asyncio.timeout(DEADLINE):
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(outcome, Unavailable)
+                assert "cannot be written any more" in str(outcome)
+            for use in (create_device(store), store.ping()):
+                with pytest.raises(Unavailable, match="cannot be written any more"):
+                    await use
+        assert await store.lookups.find_registration(TENANT, device_id) is not None
+        assert await store.read(lambda tx: tx.count_devices(TENANT)) == 1
+
+    all_wait = threading.Event()
+    with_store(path, test)
+    failures = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert [record.exc_info is not None for record in failures] == [True]
+    with_store(path, lambda store: store.ping())
 
 
 # Mistakes of a caller

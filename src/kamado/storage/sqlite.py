@@ -74,6 +74,7 @@ _LOCK_INTERVAL = 0.001
 _INDEX_LOCK = 128
 _RECONNECT_INTERVAL = 0.5
 _LOG_INTERVAL = 1.0
+_WRITER_FAILED = "the database cannot be written any more; restart the registry"
 
 _creating = threading.Lock()
 
@@ -572,6 +573,7 @@ class SqliteStore:
         # Unbounded by itself: `_waiting` is its bound, counted on the event loop without a lock.
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting = 0
+        self._group: list[_Job] = []
         self._closed = False
         self._writer_opened: asyncio.Future[None] = self._loop.create_future()
         self._writer_ended: asyncio.Future[None] = self._loop.create_future()
@@ -614,6 +616,8 @@ class SqliteStore:
     async def write(self, work: Work[T]) -> T:
         if self._closed:
             raise Unavailable("the database is closed")
+        if self._writer_ended.done():
+            raise Unavailable(_WRITER_FAILED)
         if self._waiting >= self._settings.max_waiting_writes:
             raise Unavailable("too many writes are waiting for the database")
         future: asyncio.Future[T] = self._loop.create_future()
@@ -622,6 +626,8 @@ class SqliteStore:
         return await future
 
     async def ping(self) -> None:
+        if self._writer_ended.done():
+            raise Unavailable(_WRITER_FAILED)
         self._check_file()
         await self._reader.one("SELECT version FROM schema_version LIMIT 1")
 
@@ -660,6 +666,12 @@ class SqliteStore:
             else:
                 future.set_exception(error)
 
+    def _end_writes(self, group: list[_Job]) -> None:
+        # On the event loop, as `write` is: nothing comes into the queue once this has been here.
+        self._take_waiting(group, self._settings.max_waiting_writes)
+        self._settle([_Outcome(job.future, None, Unavailable(_WRITER_FAILED)) for job in group])
+        _succeed(self._writer_ended)
+
     # What follows runs in the writer's thread.
 
     def _serve_writes(self) -> None:
@@ -684,10 +696,16 @@ class SqliteStore:
             closing = False
             while not closing and (job := self._jobs.get()) is not None:
                 outcomes, closing = self._run_group(job, session, transaction)
+                self._group = []
                 self._tell_loop(self._settle, outcomes)
+        except BaseException:
+            # Nobody would miss this thread: reads go on, and writes would wait for it for ever.
+            logger.critical("database writer failed, nothing is written any more", exc_info=True)
         finally:
-            files.close(session.connection)
-            self._tell_loop(_succeed, self._writer_ended)
+            try:
+                files.close(session.connection)
+            finally:
+                self._tell_loop(self._end_writes, self._group)
 
     def _run_group(self, first: _Job, session: _Session, transaction: SqlTransaction) -> tuple[list[_Outcome], bool]:
         """Run a job, and what else is waiting, in one transaction.
@@ -696,7 +714,7 @@ class SqliteStore:
             The outcomes, good to be told; whether the end of the queue was met.
         """
         execute = session.connection.execute
-        group = [first]
+        group = self._group = [first]
         outcomes: list[_Outcome] = []
         closing = False
         try:
