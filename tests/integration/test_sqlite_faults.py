@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -639,6 +640,23 @@ def make(path: Path) -> bytes:
 
     with_store(path, nothing)
     return path.read_bytes()
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o644, True)])
+@pytest.mark.parametrize("empty", [False, True], ids=["restored", "empty"])
+def test_rights_of_others_are_told_and_left(
+    path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool, empty: bool
+) -> None:
+    if empty:
+        path.touch()
+    else:
+        make(path)
+    path.chmod(mode)
+    caplog.clear()
+    with_store(path, lambda store: store.ping())
+    told = [(record.__dict__["mode"], record.__dict__["remedy"]) for record in caplog.records if "mode" in vars(record)]
+    assert told == ([(f"{mode:04o}", f"chmod 600 {shlex.quote(str(path))}")] if warned else [])
+    assert path.stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize(

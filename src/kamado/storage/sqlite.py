@@ -19,6 +19,7 @@ import logging
 import os
 import queue
 import re
+import shlex
 import sqlite3
 import stat
 import threading
@@ -378,10 +379,17 @@ def _open_writer(
             _create_file(file)
         elif not file.exists():
             raise OlderSchema(f"{path} does not exist; create it with: kamado migrate")
-        if not stat.S_ISREG(file.stat().st_mode):
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):
             raise StorageError(f"{path} is not a file")
     except OSError as error:
         raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        # Not changed here: perhaps somebody wants it so. The files beside the database have the same mode.
+        logger.warning(
+            "other users have rights on the database, which holds password hashes and keys",
+            extra={"mode": f"{stat.S_IMODE(mode):04o}", "remedy": f"chmod 600 {shlex.quote(path)}"},
+        )
     try:
         # Large transactions spill into temporary files: where the database is there is room, and the right to write.
         os.environ.setdefault("SQLITE_TMPDIR", str(file.parent))
