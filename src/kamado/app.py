@@ -16,7 +16,6 @@ import resource
 import shlex
 import signal
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -174,37 +173,24 @@ def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now
 class ReloadableTls:
     """A TLS context whose key material and client CAs can be replaced while it is in use.
 
-    A listener keeps the context that it was given, so that context hands each handshake over to the one that was read
-    last: OpenSSL takes certificate, key and trusted CAs from there.
+    A listener keeps the context that it was given, so that context leaves new connections to the one that was read
+    last. That has a cache of sessions of its own: none is resumed that was checked against other CAs.
     """
 
     def __init__(self, tls: TlsConfig, name: str) -> None:
         self._tls = tls
         self._name = name
         self.context = tls_context(tls)
-        self._current = self.context
-        self._reloaded = 0
-        """When the files were read again, in seconds of the clock of OpenSSL's sessions; 0 if never."""
-        self.context.sni_callback = self._choose
-
-    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _: str | None, __: ssl.SSLContext) -> int | None:
-        # TLS 1.2 resumes sessions by their id, which cannot be switched off: one that is older than the files in use
-        # was checked against other CAs. The alert makes the client forget it.
-        if connection.session_reused and (connection.session is None or connection.session.time <= self._reloaded):
-            return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
-        connection.context = self._current
-        return None
 
     def reload(self) -> None:
         """Read the files again; what cannot be used is logged, and the old stays."""
         try:
-            self._current = tls_context(self._tls)
+            self.context.successor = tls_context(self._tls)
         except TlsError as error:
             logger.error(
                 "key material not reloaded, the old stays", extra={"listener": self._name, "error": str(error)}
             )
         else:
-            self._reloaded = int(time.time())
             logger.info("key material reloaded", extra={"listener": self._name})
 
 

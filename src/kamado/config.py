@@ -31,6 +31,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "HttpConfig",
+    "ListenerContext",
     "Loaded",
     "Problem",
     "Setting",
@@ -1014,21 +1015,39 @@ class _Handshake(ssl.SSLObject):
             reason = (error.reason or type(error).__name__).replace("_", " ").lower()
             if isinstance(error, ssl.SSLCertVerificationError):
                 reason = f"{reason}: {error.verify_message}"
-            elif error.reason == "CALLBACK_FAILED":
-                # The callback of a listener refuses for one cause only, which OpenSSL cannot name.
-                reason = "the resumed session is older than the files in use"
             context = self.context
-            listener = context.listener if isinstance(context, _ListenerContext) else None
+            listener = context.listener if isinstance(context, ListenerContext) else None
             _log.warning("TLS handshake refused", extra={"listener": listener, "reason": reason})
             raise
 
 
-class _ListenerContext(ssl.SSLContext):
+class ListenerContext(ssl.SSLContext):
+    """A TLS context of a listener.
+
+    Attributes:
+        listener: Its name, for the log.
+        successor: Takes all new connections in place of this one, which the listener goes on using.
+    """
+
     sslobject_class = _Handshake
-    listener = ""
+    listener: str = ""
+    successor: "ListenerContext | None" = None
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Begin a connection: what event loops call for each."""
+        if self.successor is not None:
+            return self.successor.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
-def tls_context(tls: TlsConfig) -> ssl.SSLContext:
+def tls_context(tls: TlsConfig) -> ListenerContext:
     """Build the TLS context of a listener from its files.
 
     Raises:
@@ -1036,7 +1055,7 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """
     assert tls.cert_file is not None
     assert tls.key_file is not None
-    context = _ListenerContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ListenerContext(ssl.PROTOCOL_TLS_SERVER)
     context.listener = "amqps" if isinstance(tls, AmqpTlsConfig) else "https"
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
