@@ -14,14 +14,12 @@ from typing import TypeVar
 
 import bcrypt
 
+from kamado.credentials import MAX_PASSWORD_SIZE
 from kamado.errors import BadRequest, Unavailable
 
-__all__ = ["BCRYPT_HASH", "MAX_PASSWORD_SIZE", "PasswordHasher"]
+__all__ = ["BCRYPT_HASH", "PasswordHasher"]
 
 T = TypeVar("T")
-
-MAX_PASSWORD_SIZE = 72
-"""Bytes of UTF-8; bcrypt would ignore what follows, so that other passwords would match, too."""
 
 BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}", re.ASCII)
 """A complete bcrypt hash of one of the three equivalent prefixes; the group is its cost."""
