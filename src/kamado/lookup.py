@@ -23,7 +23,7 @@ from kamado.credentials import stored_document
 from kamado.document import JsonObject, decode, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, NotSupported, Reason
 from kamado.provisioning import ProvisioningService
-from kamado.store import CredentialRow, Lookups, RegistrationRow, TenantRow
+from kamado.store import CredentialRow, DamagedRow, Lookups, RegistrationRow, TenantRow
 from kamado.tenants import stored_tenant, tenant_payload
 from kamado.x509 import DistinguishedName
 
@@ -515,9 +515,12 @@ class _TenantPayloads:
 
     def _add(self, row: TenantRow) -> bytes:
         now = self._clock()
-        document = decode(row.document.encode())
-        assert isinstance(document, dict)
-        payload, until = tenant_payload(row.tenant_id, stored_tenant(document), now)
+        try:
+            document = decode(row.document.encode())
+            assert isinstance(document, dict)
+            payload, until = tenant_payload(row.tenant_id, stored_tenant(document), now)
+        except BadRequest as error:
+            raise DamagedRow(f"tenants: {row.tenant_id}: {error}") from error
         self._drop(row.tenant_id)
         self._entries[row.tenant_id] = _TenantPayload(row.version, now, until or _END_OF_TIME, payload)
         self._size += len(payload) + _ENTRY_OVERHEAD

@@ -27,6 +27,7 @@ __all__ = [
     "Change",
     "ChangeKind",
     "CredentialRow",
+    "DamagedRow",
     "Identity",
     "Lookups",
     "RegistrationRow",
@@ -88,6 +89,10 @@ class Identity:
     password_hash: str | None
     authorities: dict[str, str]
     created: datetime
+
+
+class DamagedRow(Exception):
+    """A document in the database cannot be read. No `RegistryError`: whoever asked has done nothing wrong."""
 
 
 class ChangeKind(StrEnum):

@@ -22,9 +22,9 @@ from tests.integration.sqlite_process import NOBODY, TENANT, create_device, ensu
 
 from kamado.errors import RegistryError, Unavailable
 from kamado.storage import StorageError, StoreSettings, open_store
-from kamado.storage.sql import DamagedRow, SqlTransaction
+from kamado.storage.sql import SqlTransaction
 from kamado.storage.sqlite import SqliteStore, open_sqlite
-from kamado.store import Identity, Transaction, Work
+from kamado.store import DamagedRow, Identity, Transaction, Work
 
 PROGRAM = Path(__file__).with_name("sqlite_process.py")
 DEADLINE = 60.0

@@ -20,7 +20,7 @@ from kamado.document import Identifiers, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, NotSupported, Reason, RegistryError
 from kamado.lookup import Answer, LookupService, LookupSettings, _json_equal
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
-from kamado.store import CredentialRow, TenantRow
+from kamado.store import CredentialRow, DamagedRow, TenantRow
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 HASH = {"hash-function": "sha-256", "pwd-hash": "t3njm9sDi5Kokp1zOn2YGsC7KYGk21S+CHGEkhvM5O4=", "salt": "ABEiM0RVZnc="}
@@ -685,6 +685,18 @@ class TestSettings:
         assert sample.run(service.get_credentials(ADAPTER, "acme", body)).cache_control == "max-age = 7"
         body = b'{"type":"psk","auth-id":"psk1"}'
         assert sample.run(service.get_credentials(ADAPTER, "acme", body)).cache_control == "no-cache"
+
+
+def test_a_damaged_document_is_not_the_adapters_fault(acme: Acme) -> None:
+    """amqp-apis 5: what is not part of the domain becomes status 500."""
+
+    async def find_damaged(tenant_id: str) -> TenantRow:
+        return TenantRow(tenant_id, "v", '{"enabled":')
+
+    service = make_service(acme.sample)
+    service._find_tenant = find_damaged
+    with pytest.raises(DamagedRow, match="tenants: acme"):
+        acme.sample.run(service.get_tenant(ADAPTER, "acme"))
 
 
 def test_a_look_up_never_suspends_on_sqlite(acme: Acme) -> None:

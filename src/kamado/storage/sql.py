@@ -22,6 +22,7 @@ from kamado.errors import Conflict, Unavailable
 from kamado.store import (
     Change,
     CredentialRow,
+    DamagedRow,
     Identity,
     RegistrationRow,
     StoredCredentials,
@@ -32,7 +33,6 @@ from kamado.store import (
 from kamado.tenants import Tenant, stored_tenant, tenant_document
 
 __all__ = [
-    "DamagedRow",
     "NewerSchema",
     "OlderSchema",
     "Row",
@@ -55,10 +55,6 @@ class NewerSchema(StorageError):
 
 class OlderSchema(StorageError):
     """The database needs a migration and this process was told not to make it."""
-
-
-class DamagedRow(Exception):
-    """A document in the database cannot be read. No `RegistryError`: whoever asked has done nothing wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
