@@ -610,9 +610,10 @@ def encode_frame(channel: int, performative: Performative, payload: bytes = b"",
 # A receiver's disposition that settles: it asks for nothing. Clients send one for each reply, so it is told from the
 # others without being decoded: role true, first, last, settled true; state, if any, an outcome without fields.
 _SETTLED: Final = rb"\x41(?:\x43|\x52.|\x70....)(?:[\x40\x43]|\x52.|\x70....)\x41"
-_OUTCOME: Final = rb"(?:\x40|\x00\x53[\x24-\x27](?:\x45|\xc0\x01\x00))"
+_OUTCOME: Final = rb"(?:\x40|\x00\x53[\x24-\x27](?:\x45|\xc0\x01\x00|\xd0\x00{3}\x04\x00{4}))"
 _SETTLEMENT: Final = re.compile(
-    rb"\x00\x53\x15\xc0.(?:\x04%b|\x05%b%b|\x06%b%b[\x40-\x42])" % (_SETTLED, _SETTLED, _OUTCOME, _SETTLED, _OUTCOME),
+    rb"\x00\x53\x15(?:\xc0.|\xd0....\x00\x00\x00)(?:\x04%b|\x05%b%b|\x06%b%b[\x40-\x42])"
+    % (_SETTLED, _SETTLED, _OUTCOME, _SETTLED, _OUTCOME),
     re.DOTALL,
 )
 
@@ -620,17 +621,30 @@ _SETTLEMENT: Final = re.compile(
 def is_settlement(data: bytes, pos: int, stop: int) -> bool:
     """Tell whether the body of a frame, from `pos` to `stop`, is a disposition that needs no answer."""
     match = _SETTLEMENT.match(data, pos, stop)
-    return match is not None and match.end() == stop and data[pos + 4] == stop - pos - 5
+    if match is None or match.end() != stop:
+        return False
+    if data[pos + 3] == 0xC0:
+        return data[pos + 4] == stop - pos - 5
+    size: int = u32(data, pos + 4)[0]  # Proton-J, the library of the stock adapters, writes its lists wide
+    return size == stop - pos - 8
 
 
 def read_usual_flow(data: bytes, pos: int, stop: int) -> "Flow | None":
     """Read a flow of the usual shape from the body of a frame; `None` if it is for `decode_performative`."""
-    # Descriptor and list8, which ends where the frame does; properties are not usual.
-    if data[pos + 3] != 0xC0 or data[pos + 4] != stop - pos - 5 or data[pos + 5] > 10:
-        return None
     numbers: list[Any] = []
-    at = pos + 6
     try:
+        # Descriptor and list, which ends where the frame does; properties are not usual.
+        code = data[pos + 3]
+        if code == 0xD0:
+            size, at = u32(data, pos + 4)[0] + 8, pos + 12
+            wanted = u32(data, pos + 8)[0]
+        elif code == 0xC0:
+            size, at = data[pos + 4] + 5, pos + 6
+            wanted = data[pos + 5]
+        else:
+            return None
+        if size != stop - pos or wanted > 10:
+            return None
         while at < stop:
             code = data[at]
             if code == 0x40 or (code == 0x42 and len(numbers) > 7):
@@ -653,7 +667,7 @@ def read_usual_flow(data: bytes, pos: int, stop: int) -> "Flow | None":
     except (IndexError, struct.error):
         return None
     count = len(numbers)
-    if at != stop or count != data[pos + 5] or count < 4 or None in numbers[1:4]:
+    if at != stop or count != wanted or count < 4 or None in numbers[1:4]:
         return None
     numbers += [None] * (8 - count)
     return Flow(

@@ -249,7 +249,10 @@ def test_damaged_bytes_after_the_same_link_has_learnt_the_whole_ones(data: st.Da
 uints = st.integers(0, 2**32 - 1) | st.integers(0, 300)
 booleans = st.sampled_from([b"\x40", b"\x41", b"\x42"])
 encoded_uints = st.builds(lambda form, number: form(number), st.sampled_from(uint_forms), uints)
-outcomes = st.sampled_from([b"\x40", b"\0\x53\x24\x45", b"\0\x53\x26\xc0\x01\x00", b"\0\x53\x23\x45", b"\x41"])
+wide_accepted = b"\0\x53\x24\xd0\0\0\0\x04\0\0\0\0"
+outcomes = st.sampled_from(
+    [wide_accepted, b"\x40", b"\0\x53\x24\x45", b"\0\x53\x26\xc0\x01\x00", b"\0\x53\x23\x45", b"\x41"]
+)
 
 
 @st.composite
@@ -263,9 +266,7 @@ def dispositions(draw: st.DrawFn) -> bytes:
         draw(booleans | any_value),
         draw(any_value),
     ]
-    return b"\0\x53\x15" + _list(
-        draw(st.integers(0, 9)) == 0, fields[: draw(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 6, 7]))]
-    )
+    return b"\0\x53\x15" + _list(draw(st.booleans()), fields[: draw(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 6, 7]))])
 
 
 @st.composite
@@ -282,7 +283,7 @@ def flows(draw: st.DrawFn) -> bytes:
     ]
     if draw(st.integers(0, 5)) == 0:
         fields[draw(st.integers(0, 10))] = draw(any_value)
-    return b"\0\x53\x13" + _list(draw(st.integers(0, 9)) == 0, fields[: draw(st.integers(3, 11))])
+    return b"\0\x53\x13" + _list(draw(st.booleans()), fields[: draw(st.integers(3, 11))])
 
 
 @settings(max_examples=400, deadline=None)
@@ -396,6 +397,21 @@ def test_what_stock_clients_send_beside_requests_takes_the_short_path(no_complet
     peer.flow(credit=200, delivery_count=100_000)
     peer.flow(handle=None)
     peer.flow(handle=1, credit=None)
+
+
+def test_stock_clients_write_their_lists_wide(no_complete_path: Peer) -> None:
+    # Proton-J, the library of the stock adapters: list32 whatever the size.
+    peer = no_complete_path
+    first = b"\x70\0\0\1\0"
+    for state in (b"\0\x53\x24\x45", wide_accepted):
+        peer.write(frame(b"\0\x53\x15" + _list(True, [b"\x41", first, first, b"\x41", state]), b""))
+    window = b"\x70\x7f\xff\xff\xff"
+    fields = [b"\x43", window, b"\x43", window, b"\x43", b"\x43", b"\x52\x02", b"\x40", b"\x42", b"\x42"]
+    peer.write(frame(b"\0\x53\x13" + _list(True, fields), b""))
+    for _ in range(3):
+        peer.links["r0"].send(b"reply")
+    assert peer.connection.pending_output > 0
+    assert [payload for _channel, _performative, payload in peer.read()] == [b"reply", b"reply"]
 
 
 @pytest.mark.parametrize("payload", USUAL.values(), ids=list(USUAL))
