@@ -384,12 +384,6 @@ def _open_writer(
             raise StorageError(f"{path} is not a file")
     except OSError as error:
         raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        # Not changed here: perhaps somebody wants it so. The files beside the database have the same mode.
-        logger.warning(
-            "other users have rights on the database, which holds password hashes and keys",
-            extra={"mode": f"{stat.S_IMODE(mode):04o}", "remedy": f"chmod 600 {shlex.quote(path)}"},
-        )
     try:
         # Large transactions spill into temporary files: where the database is there is room, and the right to write.
         os.environ.setdefault("SQLITE_TMPDIR", str(file.parent))
@@ -397,13 +391,20 @@ def _open_writer(
     except sqlite3.Error as error:
         raise _opening_error(path, error) from error
     try:
-        return connection, *_drive(_prepare(path, connection, settings, migrations, may_migrate=may_migrate))
+        before, after = _drive(_prepare(path, connection, settings, migrations, may_migrate=may_migrate))
     except BaseException as error:
         connection.close()
         cause = _driver_error(error)
         if cause is None:
             raise
         raise _opening_error(path, cause) from cause
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        # Not changed here: perhaps somebody wants it so. The files beside the database have the same mode.
+        logger.warning(
+            "other users have rights on the database, which holds password hashes and keys",
+            extra={"mode": f"{stat.S_IMODE(mode):04o}", "remedy": f"chmod 600 {shlex.quote(path)}"},
+        )
+    return connection, before, after
 
 
 async def _prepare(
