@@ -181,9 +181,9 @@ class Principal:
     stamp: str = field(default="", repr=False)
     """Changes with whatever the login was decided by; see `Authenticator.is_current`."""
 
-    def is_expired(self, now: datetime, leeway: timedelta = timedelta(0)) -> bool:
+    def is_expired(self, now: datetime) -> bool:
         """Tell whether its time is over."""
-        return self.expires is not None and now >= self.expires + leeway
+        return self.expires is not None and now >= self.expires
 
 
 LOCAL_OPERATOR: Final = Principal(name="local-operator", may_reveal_secrets=True)
