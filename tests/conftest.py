@@ -2,7 +2,9 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+from tests.rows import check_rows
 
 # On a busy machine a slow example says nothing about the code. The suite tries the same examples each time, so that it
 # passes or fails for everybody alike; a long run (`make fuzz`) tries others.
@@ -13,3 +15,8 @@ settings.register_profile(
     derandomize="KAMADO_FUZZ_SECONDS" not in os.environ,
 )
 settings.load_profile("kamado")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests of rows that the specification does not have."""
+    check_rows(items)
