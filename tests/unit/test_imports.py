@@ -36,7 +36,7 @@ ROOMS = {
     "cryptography": {"x509", "http", "app", "cli"},
     "bcrypt": {"passwords"},
     "proton": set(),
-    "httpx": set(),
+    "httpx": {"http"},
 }
 
 
