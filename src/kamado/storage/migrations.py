@@ -12,7 +12,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Protocol
 
-from kamado.storage.sql import NewerSchema, Session, StorageError
+from kamado.storage.sql import NewerSchema, Session, UnusableFile
 
 __all__ = ["Migration", "SchemaSession", "apply_migrations", "find_version", "load_migrations"]
 
@@ -75,23 +75,26 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(statement for statement in statements if statement)
 
 
-async def find_version(session: SchemaSession, database: str, migrations: Sequence[Migration]) -> int:
+async def find_version(
+    session: SchemaSession, database: str, migrations: Sequence[Migration], marker: str = "tenants"
+) -> int:
     """Find the schema's version; 0 for an empty database.
 
     Args:
         session: The database.
         database: What to call it in an error.
         migrations: All that this version of Kamado knows.
+        marker: A table that tells what kind of database it is.
 
     Raises:
         NewerSchema: The database is ahead of `migrations`.
-        StorageError: The database belongs to another program.
+        UnusableFile: The database belongs to another program.
     """
     tables = await session.list_tables()
     if not tables:
         return 0
-    if "schema_version" not in tables or "tenants" not in tables:
-        raise StorageError(f"{database} holds tables of another program; name a file of its own for Kamado")
+    if "schema_version" not in tables or marker not in tables:
+        raise UnusableFile(f"{database} holds tables of another program; name a file of its own for Kamado")
     row = await session.one(FIND_VERSION)
     version = 0 if row is None or row[0] is None else int(row[0])
     if version > migrations[-1].number:
@@ -103,7 +106,11 @@ async def find_version(session: SchemaSession, database: str, migrations: Sequen
 
 
 async def apply_migrations(
-    session: SchemaSession, database: str, migrations: Sequence[Migration], now: datetime
+    session: SchemaSession,
+    database: str,
+    migrations: Sequence[Migration],
+    now: datetime,
+    marker: str = "tenants",
 ) -> tuple[Migration, ...]:
     """Apply what is missing; safe while other processes do the same.
 
@@ -112,7 +119,7 @@ async def apply_migrations(
 
     Raises:
         NewerSchema: The database is ahead of `migrations`.
-        StorageError: The database belongs to another program.
+        UnusableFile: The database belongs to another program.
         Unavailable: The driver failed; what was not committed is undone.
     """
     applied = []
@@ -120,7 +127,7 @@ async def apply_migrations(
         await session.begin()
         try:
             # Read again under the lock: another process may have been here.
-            version = await find_version(session, database, migrations)
+            version = await find_version(session, database, migrations, marker)
             if version < migration.number:
                 assert version == migration.number - 1, "a migration was left out"
                 if version == 0:

@@ -41,6 +41,7 @@ __all__ = [
     "SqlTransaction",
     "StorageError",
     "StoreSettings",
+    "UnusableFile",
     "Value",
 ]
 
@@ -51,6 +52,10 @@ class StorageError(Unavailable):
 
 class NewerSchema(StorageError):
     """A later version of Kamado has migrated the database; this one must not touch it."""
+
+
+class UnusableFile(StorageError):
+    """The file is damaged, or holds something else."""
 
 
 class OlderSchema(StorageError):

@@ -9,6 +9,9 @@ Two connections to one file in WAL mode, so that they never wait for each other:
   handing it to a thread and fetching the answer (docs/decisions).
 
 Neither ever suspends inside SQLite, so the coroutines of `sql.py` are driven to their end by one `send`.
+
+`SqliteEngine` is all that, whatever the file holds; `Content` says what that is. `SqliteStore` is the registry's own
+database, `volatile.py` has another that may be lost.
 """
 
 import asyncio
@@ -25,11 +28,12 @@ import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from kamado.errors import Unavailable
@@ -37,25 +41,28 @@ from kamado.storage.migrations import Migration, apply_migrations, find_version,
 from kamado.storage.sql import (
     OlderSchema,
     Row,
+    Session,
     SqlLookups,
     SqlTransaction,
     StorageError,
     StoreSettings,
+    UnusableFile,
     Value,
 )
-from kamado.store import Lookups, Work
+from kamado.store import Lookups
 
-__all__ = ["SqliteStore", "migrate_sqlite", "open_sqlite"]
+__all__ = ["Content", "SqliteEngine", "SqliteStore", "migrate_sqlite", "open_sqlite"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+X = TypeVar("X")
+"""A kind of transaction."""
 
 # The statements need 3.24; no older one than this comes with a Python that Kamado runs on.
 _MINIMUM_VERSION = (3, 34, 0)
 _APPLICATION_ID = 0x4B41_4D41  # "KAMA" in the file's header: a look at the file tells whose it is
 _PRAGMAS = (
-    "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     # What macOS calls a flush of the disk does not reach it without.
     "PRAGMA fullfsync = ON",
@@ -63,7 +70,8 @@ _PRAGMAS = (
     # After a large transaction the write-ahead log is cut to this size.
     "PRAGMA journal_size_limit = 67108864",
 )
-_WRITER_PRAGMAS = ("PRAGMA cache_size = -16384", "PRAGMA wal_autocheckpoint = 4000")
+_DURABLE = "PRAGMA synchronous = FULL"
+_WRITER_PRAGMAS = (*_PRAGMAS, "PRAGMA cache_size = -16384", "PRAGMA wal_autocheckpoint = 4000")
 # Small, because each commit makes the reader drop its cache, and pages come back from the system's cache in a
 # microsecond. No mmap: a file that grows is mapped anew after each commit, and the page faults cost more than the
 # reads they save (14 instead of 7 us for a point read beside a writer).
@@ -94,7 +102,28 @@ _UNAVAILABLE = {
     sqlite3.SQLITE_NOTADB: "the database file is damaged",
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
 }
+_UNUSABLE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _TRANSIENT = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOMEM})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content(Generic[X]):
+    """What a file holds, and how it is kept."""
+
+    transaction: Callable[[Session], X]
+    """Makes the transaction that use cases are handed, once for a connection."""
+    migrations: tuple[Migration, ...]
+    marker: str = "tenants"
+    """A table by which a file is known to be of this kind."""
+    application_id: int = _APPLICATION_ID
+    durable: bool = True
+    """Whether a write has to be on disk when it is acknowledged. If not, no write waits for the disk, and the file is
+    looked through when it is opened, since a power cut may have damaged it."""
+
+    @property
+    def pragmas(self) -> tuple[str, ...]:
+        """What a connection that writes begins with."""
+        return (_DURABLE if self.durable else "PRAGMA synchronous = OFF", *_WRITER_PRAGMAS)
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -143,12 +172,16 @@ class _Session:
         self,
         connection: sqlite3.Connection,
         connect: Callable[[], sqlite3.Connection],
+        path: str,
         *,
         lock_timeout: float = 0.0,
         quiet: bool = False,
     ) -> None:
         self.connection = connection
+        self.path = path
         self.has_snapshot = False
+        self.is_damaged = False
+        """Whether SQLite has found that the file is damaged or something else."""
         self._lock_timeout = lock_timeout
         self._quiet = quiet
         self._connect = connect
@@ -191,10 +224,12 @@ class _Session:
     def failed(self, error: sqlite3.Error) -> Unavailable:
         """Log a failure of the driver and put it in our words."""
         name, now = _name(error), time.monotonic()
+        if _code(error) in _UNUSABLE:
+            self.is_damaged = True
         # A disk that is full fails thousands of times a second; the log needs it once.
         if not self._quiet and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
             self._logged = name, now
-            logger.error("database failed", extra={"error": f"{name}: {error}"})
+            logger.error("database failed", extra={"database": self.path, "error": f"{name}: {error}"})
         return Unavailable(_UNAVAILABLE.get(_code(error), "the database cannot be used now"))
 
     def batch(self) -> "_Batch":
@@ -209,7 +244,8 @@ class _Session:
         try:
             connection = self._connect()
         except sqlite3.Error as again:
-            logger.error("database cannot be opened again", extra={"error": f"{_name(again)}: {again}"})
+            fields = {"database": self.path, "error": f"{_name(again)}: {again}"}
+            logger.error("database cannot be opened again", extra=fields)
         else:
             self.connection.close()
             self.connection = connection
@@ -312,8 +348,8 @@ def _connect(path: str, mode: str, timeout: float, pragmas: Sequence[str]) -> sq
     return connection
 
 
-def _connect_writer(path: str) -> sqlite3.Connection:
-    return _connect(path, "rw", 0, (*_PRAGMAS, *_WRITER_PRAGMAS))
+def _connect_writer(path: str, content: Content[Any]) -> sqlite3.Connection:
+    return _connect(path, "rw", 0, content.pragmas)
 
 
 def _connect_reader(path: str) -> sqlite3.Connection:
@@ -357,11 +393,12 @@ def _opening_error(path: str, error: sqlite3.Error) -> StorageError:
         sqlite3.SQLITE_FULL: f"{path} cannot grow: the disk is full",
         sqlite3.SQLITE_IOERR: f"{path} cannot be read or written: input/output error (is the disk full?)",
     }
-    return StorageError(texts.get(_code(error), f"{path} cannot be opened ({_name(error)}: {error})"))
+    kind = UnusableFile if _code(error) in _UNUSABLE else StorageError
+    return kind(texts.get(_code(error), f"{path} cannot be opened ({_name(error)}: {error})"))
 
 
 def _open_writer(
-    path: str, settings: StoreSettings, migrations: tuple[Migration, ...], *, may_migrate: bool
+    path: str, settings: StoreSettings, content: Content[Any], *, may_migrate: bool
 ) -> tuple[sqlite3.Connection, int, int]:
     """Open, check, migrate. Nothing is changed before it is certain that the file is ours to change.
 
@@ -391,14 +428,14 @@ def _open_writer(
     except sqlite3.Error as error:
         raise _opening_error(path, error) from error
     try:
-        before, after = _drive(_prepare(path, connection, settings, migrations, may_migrate=may_migrate))
+        before, after = _drive(_prepare(path, connection, settings, content, may_migrate=may_migrate))
     except BaseException as error:
         connection.close()
         cause = _driver_error(error)
         if cause is None:
             raise
         raise _opening_error(path, cause) from cause
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if content.durable and mode & (stat.S_IRWXG | stat.S_IRWXO):
         # Not changed here: perhaps somebody wants it so. The files beside the database have the same mode.
         logger.warning(
             "other users have rights on the database, which holds password hashes and keys",
@@ -411,13 +448,15 @@ async def _prepare(
     path: str,
     connection: sqlite3.Connection,
     settings: StoreSettings,
-    migrations: tuple[Migration, ...],
+    content: Content[Any],
     *,
     may_migrate: bool,
 ) -> tuple[int, int]:
     # Quiet: whoever opens is told all there is to tell.
-    session = _Session(connection, partial(_connect_writer, path), lock_timeout=settings.busy_timeout, quiet=True)
-    before = await find_version(session, path, migrations)
+    connect = partial(_connect_writer, path, content)
+    session = _Session(connection, connect, path, lock_timeout=settings.busy_timeout, quiet=True)
+    migrations = content.migrations
+    before = await find_version(session, path, migrations, content.marker)
     latest = migrations[-1].number
     if before < latest and not may_migrate:
         raise OlderSchema(
@@ -425,13 +464,18 @@ async def _prepare(
         )
     _prove_writable(connection, settings)
     _switch_to_wal(path, connection, settings)
-    for pragma in (*_PRAGMAS, *_WRITER_PRAGMAS):
+    for pragma in content.pragmas:
         connection.execute(pragma).fetchall()
+    if not content.durable:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise UnusableFile(f"{path} is damaged: {found}")
     if before < latest:
         if before == 0:
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        for migration in await apply_migrations(session, path, migrations, datetime.now(UTC)):
-            logger.info("schema migrated", extra={"schema": migration.number, "migration": migration.name})
+            connection.execute(f"PRAGMA application_id = {content.application_id}")
+        for migration in await apply_migrations(session, path, migrations, datetime.now(UTC), content.marker):
+            fields = {"database": path, "schema": migration.number, "migration": migration.name}
+            logger.info("schema migrated", extra=fields)
     # From here on nothing waits but `_Session.lock`, in its own way.
     connection.execute("PRAGMA busy_timeout = 0").fetchall()
     return before, latest
@@ -560,7 +604,7 @@ def _lock(descriptor: int) -> bool:
 
 
 class _Job(NamedTuple):
-    work: Work[Any]
+    work: Callable[[Any], Awaitable[Any]]
     future: "asyncio.Future[Any]"
 
 
@@ -570,14 +614,20 @@ class _Outcome(NamedTuple):
     error: BaseException | None
 
 
-class SqliteStore:
-    """`store.Store` over one SQLite file; see there. Made by `open_sqlite`."""
+class SqliteEngine(Generic[X]):
+    """One SQLite file: transactions of one kind, one writer, one reader.
 
-    def __init__(self, path: str, settings: StoreSettings, migrations: tuple[Migration, ...]) -> None:
+    Args:
+        path: Of the file.
+        settings: See there.
+        content: What the file holds.
+    """
+
+    def __init__(self, path: str, settings: StoreSettings, content: Content[X]) -> None:
         # A change of the working directory must not change the database.
         self._path = os.path.abspath(path)
         self._settings = settings
-        self._migrations = migrations
+        self._content = content
         self._loop = asyncio.get_running_loop()
         # Unbounded by itself: `_waiting` is its bound, counted on the event loop without a lock.
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -599,19 +649,15 @@ class SqliteStore:
             raise
         try:
             connect = partial(_connect_reader, self._path)
-            self._reader = _ReadSession(connect(), partial(self._connect_again, connect))
+            self._reader = _ReadSession(connect(), partial(self._connect_again, connect), self._path)
         except sqlite3.Error as error:
             self._jobs.put(None)
             await self._writer_ended
             raise _opening_error(self._path, error) from error
-        self._read_transaction = SqlTransaction(self._reader)
-        self._lookups = SqlLookups(self._reader)
+        self._read_transaction = self._content.transaction(self._reader)
 
-    @property
-    def lookups(self) -> Lookups:
-        return self._lookups
-
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Callable[[X], Awaitable[T]]) -> T:
+        """Run reads on one snapshot; see `store.Store.read`."""
         reader = self._reader
         if reader.has_snapshot:  # inside of a batch
             return _drive(work(self._read_transaction))
@@ -622,7 +668,8 @@ class SqliteStore:
         finally:
             reader.end_snapshot()
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Callable[[X], Awaitable[T]]) -> T:
+        """Run a use case in one transaction; see `store.Store.write`."""
         if self._closed:
             raise Unavailable("the database is closed")
         if self._writer_ended.done():
@@ -634,13 +681,24 @@ class SqliteStore:
         self._jobs.put(_Job(work, future))
         return await future
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file is gone, replaced or damaged, or cannot be written any more: only opening it anew helps."""
+        try:
+            self._check_file()
+        except Unavailable:
+            return True
+        return self._writer_ended.done() or self._writer.is_damaged or self._reader.is_damaged
+
     async def ping(self) -> None:
+        """Prove that the database answers; see `store.Store.ping`."""
         if self._writer_ended.done():
             raise Unavailable(_WRITER_FAILED)
         self._check_file()
         await self._reader.one("SELECT version FROM schema_version LIMIT 1")
 
     async def close(self) -> None:
+        """Finish what was accepted, then release file and thread."""
         if not self._closed:
             self._closed = True
             # First, because the last connection to go folds the log into the database, and a reader could not.
@@ -686,11 +744,12 @@ class SqliteStore:
     def _serve_writes(self) -> None:
         try:
             connection, _, _ = _open_writer(
-                self._path, self._settings, self._migrations, may_migrate=self._settings.auto_migrate
+                self._path, self._settings, self._content, may_migrate=self._settings.auto_migrate
             )
             session = self._writer = _Session(
                 connection,
-                partial(self._connect_again, partial(_connect_writer, self._path)),
+                partial(self._connect_again, partial(_connect_writer, self._path, self._content)),
+                self._path,
                 lock_timeout=self._settings.busy_timeout,
             )
             status = os.stat(self._path)
@@ -700,7 +759,7 @@ class SqliteStore:
             self._tell_loop(_fail, self._writer_opened, error)
             return
         try:
-            transaction = SqlTransaction(session)
+            transaction = self._content.transaction(session)
             self._tell_loop(_succeed, self._writer_opened)
             closing = False
             while not closing and (job := self._jobs.get()) is not None:
@@ -709,14 +768,15 @@ class SqliteStore:
                 self._tell_loop(self._settle, outcomes)
         except BaseException:
             # Nobody would miss this thread: reads go on, and writes would wait for it for ever.
-            logger.critical("database writer failed, nothing is written any more", exc_info=True)
+            fields = {"database": self._path}
+            logger.critical("database writer failed, nothing is written any more", exc_info=True, extra=fields)
         finally:
             try:
                 files.close(session.connection)
             finally:
                 self._tell_loop(self._end_writes, self._group)
 
-    def _run_group(self, first: _Job, session: _Session, transaction: SqlTransaction) -> tuple[list[_Outcome], bool]:
+    def _run_group(self, first: _Job, session: _Session, transaction: X) -> tuple[list[_Outcome], bool]:
         """Run a job, and what else is waiting, in one transaction.
 
         Returns:
@@ -795,7 +855,7 @@ def _driver_error(error: BaseException) -> sqlite3.Error | None:
     return cause
 
 
-def _run_job(job: _Job, transaction: SqlTransaction) -> _Outcome:
+def _run_job(job: _Job, transaction: object) -> _Outcome:
     try:
         return _Outcome(job.future, _drive(job.work(transaction)), None)
     except BaseException as error:  # its caller's affair, whatever it is
@@ -812,11 +872,29 @@ def _fail(future: "asyncio.Future[None]", error: BaseException) -> None:
         future.set_exception(error)
 
 
+class SqliteStore(SqliteEngine[SqlTransaction]):
+    """`store.Store` over one SQLite file; see there. Made by `open_sqlite`."""
+
+    async def open(self) -> None:
+        await super().open()
+        self._lookups = SqlLookups(self._reader)
+
+    @property
+    def lookups(self) -> Lookups:
+        return self._lookups
+
+
+def _registry(migrations: tuple[Migration, ...] | None) -> Content[SqlTransaction]:
+    return Content(
+        transaction=SqlTransaction, migrations=load_migrations("sqlite") if migrations is None else migrations
+    )
+
+
 async def open_sqlite(
     path: str, settings: StoreSettings, migrations: tuple[Migration, ...] | None = None
 ) -> SqliteStore:
     """Open a store; see `open_store`. `migrations` are the package's own if omitted."""
-    store = SqliteStore(path, settings, load_migrations("sqlite") if migrations is None else migrations)
+    store = SqliteStore(path, settings, _registry(migrations))
     await store.open()
     return store
 
@@ -828,10 +906,7 @@ async def migrate_sqlite(
 
     def run() -> tuple[int, int]:
         connection, before, after = _open_writer(
-            os.path.abspath(path),
-            settings,
-            load_migrations("sqlite") if migrations is None else migrations,
-            may_migrate=True,
+            os.path.abspath(path), settings, _registry(migrations), may_migrate=True
         )
         connection.close()
         return before, after
