@@ -9,24 +9,40 @@ was wrong; 65 wrong data; 69 a server or the database cannot be reached; 70 an i
 """
 
 import asyncio
-import inspect
 import json
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
 from kamado import __version__
 from kamado.errors import BadRequest, RegistryError, Unavailable
+from kamado.terminal import (
+    INTERNAL,
+    LOGIN_REFUSED,
+    NOT_ALLOWED,
+    OK,
+    REFUSED,
+    UNAVAILABLE,
+    WRONG_CONFIGURATION,
+    WRONG_DATA,
+    WRONG_REQUEST,
+    ask_secret,
+    fail,
+    print_json,
+    print_table,
+    progress_bar,
+    read_first_line,
+    say,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from kamado.amqp.client import AskError, ClientSettings, Reply
@@ -38,16 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 T = TypeVar("T")
-
-OK = 0
-REFUSED = 1
-NOT_ALLOWED = 3
-WRONG_REQUEST = 4
-WRONG_DATA = 65
-UNAVAILABLE = 69
-INTERNAL = 70
-LOGIN_REFUSED = 77
-WRONG_CONFIGURATION = 78
 
 CONDITIONS = {
     "amqp:unauthorized-access": 403,
@@ -93,7 +99,7 @@ def main() -> None:
     try:
         app()
     except RegistryError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(_error_status(error))
     except Exception:
         # What nobody foresaw.
@@ -113,15 +119,6 @@ def _error_status(error: RegistryError) -> int:
             return REFUSED
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _fail(text: str, status: int) -> NoReturn:
-    _say(text)
-    raise typer.Exit(status)
-
-
 def _load(config: Path | None, assignments: list[str] | None) -> "Loaded":
     """Read the configuration, or list its problems and exit."""
     from kamado.config import ConfigError, load
@@ -130,9 +127,9 @@ def _load(config: Path | None, assignments: list[str] | None) -> "Loaded":
         return load(config_file=config, assignments=assignments or ())
     except ConfigError as error:
         count = len(error.problems)
-        _say(f"The configuration has {count} problem{'' if count == 1 else 's'}:")
+        say(f"The configuration has {count} problem{'' if count == 1 else 's'}:")
         for problem in error.problems:
-            _say(f"  {problem}")
+            say(f"  {problem}")
         raise typer.Exit(WRONG_CONFIGURATION) from error
 
 
@@ -205,7 +202,7 @@ def check_config(
     loaded = _load(config, assignments)
     _check_permissions(loaded.config)
     for warning in loaded.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     if print_settings:
         for setting, shown, origin in loaded.effective():
             # What is unset has no TOML form.
@@ -222,9 +219,9 @@ def _check_permissions(config: "Config") -> None:
     try:
         permissions = load_permissions(config.auth.permissions_file)
     except PermissionsError as error:
-        _fail(f"auth.permissions_file: {error}", WRONG_CONFIGURATION)
+        fail(f"auth.permissions_file: {error}", WRONG_CONFIGURATION)
     for warning in permissions.warnings:
-        _say(f"warning: auth.permissions_file: {warning}")
+        say(f"warning: auth.permissions_file: {warning}")
 
 
 @app.command()
@@ -259,9 +256,9 @@ def load(
         counts = asyncio.run(_load_files(settings, files, replace=replace))
     except LoadErrors as error:
         for problem in error.problems:
-            _say(str(problem))
+            say(str(problem))
         count = len(error.problems)
-        _fail(f"Nothing was loaded: {count} problem{'' if count == 1 else 's'}.", WRONG_DATA)
+        fail(f"Nothing was loaded: {count} problem{'' if count == 1 else 's'}.", WRONG_DATA)
     typer.echo(counts)
 
 
@@ -272,12 +269,12 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
 
     plan = loading.read_files(files, rules=credential_rules(config), now=now_utc())
     for warning in plan.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     if plan.problems and plan.is_empty:
         raise loading.LoadErrors(plan.problems)
 
     async def apply(store: "Store", passwords: "PasswordHasher") -> str:
-        with _progress("Loading") as progress:
+        with progress_bar("Loading") as progress:
             counts = await loading.apply(
                 plan, store, passwords, LOCAL_OPERATOR, now_utc, replace=replace, progress=progress
             )
@@ -297,22 +294,8 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
     except Unavailable as error:
         if not plan.problems:
             raise
-        _say(f"warning: the entries were not compared with the database: {error}")
+        say(f"warning: the entries were not compared with the database: {error}")
         raise loading.LoadErrors(plan.problems) from error
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 async def _with_store(config: "Config", work: Callable[["Store"], Awaitable[T]], *, may_create: bool) -> T:
@@ -382,7 +365,7 @@ def identity_add(
         )
 
     asyncio.run(_with_passwords(settings, add, may_create=True))
-    _say(f"{name} may log in now.")
+    say(f"{name} may log in now.")
     if password is not None and made:
         typer.echo(f"username={name}\npassword={password}")
 
@@ -414,7 +397,7 @@ def identity_list(*, as_json: JsonOption = False, config: ConfigOption = None, a
         (identity.name, identity.mechanism, ", ".join(_roles(identity.authorities)), format_timestamp(identity.created))
         for identity in identities
     ]
-    _print_table(("name", "mechanism", "roles", "created"), rows)
+    print_table(("name", "mechanism", "roles", "created"), rows)
 
 
 @identity_app.command("remove")
@@ -432,7 +415,7 @@ def identity_remove(
         return auth.remove_identity(store, principal=auth.LOCAL_OPERATOR, name=name)
 
     asyncio.run(_with_store(settings, remove, may_create=False))
-    _say(f"{name} may not log in any more.")
+    say(f"{name} may not log in any more.")
 
 
 @identity_app.command("passwd")
@@ -455,7 +438,7 @@ def identity_passwd(
         )
 
     asyncio.run(_with_passwords(settings, change, may_create=False))
-    _say(f"{name} has a new password.")
+    say(f"{name} has a new password.")
     if made:
         typer.echo(f"username={name}\npassword={password}")
 
@@ -465,28 +448,15 @@ def _choose_password(password_file: Path | None, *, prompt: bool) -> tuple[str, 
     if password_file is not None and prompt:
         raise typer.BadParameter("use either --password-file or --prompt")
     if prompt:
-        return _prompt("--password-file", confirm=True), False
+        return ask_secret("--password-file", confirm=True), False
     if password_file is None:
         import secrets
 
         return secrets.token_urlsafe(24), True
-    try:
-        text = sys.stdin.read() if str(password_file) == "-" else password_file.read_text(encoding="utf-8")
-    except OSError as error:
-        _fail(f"{password_file} cannot be read: {error.strerror}", WRONG_DATA)
-    except UnicodeDecodeError:
-        _fail(f"{password_file} is not UTF-8 text", WRONG_DATA)
-    password = text.partition("\n")[0].removesuffix("\r")
+    password = read_first_line(password_file)
     if not password:
-        _fail("the password is empty", WRONG_DATA)
+        fail("the password is empty", WRONG_DATA)
     return password, False
-
-
-def _prompt(otherwise: str, *, confirm: bool = False) -> str:
-    if not sys.stdin.isatty():
-        raise typer.BadParameter(f"there is no terminal to ask for the password on; use {otherwise}")
-    password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True)
-    return password
 
 
 def _authorities(roles: list[str]) -> Mapping[str, str]:
@@ -524,18 +494,6 @@ async def _with_passwords(
         return await _with_store(config, lambda store: work(store, passwords), may_create=may_create)
     finally:
         passwords.close()
-
-
-def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width; nothing is cut for it.
-    Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
 
 
 # What is asked, of a registry (ask) or of its database (explain)
@@ -587,9 +545,9 @@ def _read_certificate(path: Path) -> tuple[bytes, str]:
     try:
         parsed = parse_certificate(path.read_bytes())
     except OSError as error:
-        _fail(f"{path} cannot be read: {error.strerror}", WRONG_DATA)
+        fail(f"{path} cannot be read: {error.strerror}", WRONG_DATA)
     except BadRequest as error:
-        _fail(f"{path} is no X.509 certificate: {error}", WRONG_DATA)
+        fail(f"{path} is no X.509 certificate: {error}", WRONG_DATA)
     return parsed.der, parsed.subject.text
 
 
@@ -675,9 +633,9 @@ def _client_settings(
         try:
             context = ssl.create_default_context(cafile=trusted)
         except ssl.SSLError:
-            _fail(f"{trusted} holds no PEM certificates", WRONG_CONFIGURATION)
+            fail(f"{trusted} holds no PEM certificates", WRONG_CONFIGURATION)
         except OSError as error:
-            _fail(f"{trusted} cannot be read: {error.strerror}", WRONG_CONFIGURATION)
+            fail(f"{trusted} cannot be read: {error.strerror}", WRONG_CONFIGURATION)
         if ca_file is None and own_certificate is not None:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.check_hostname = False
@@ -685,7 +643,7 @@ def _client_settings(
             try:
                 load_key_pair(context, cert_file, key_file or cert_file)
             except TlsError as error:
-                _fail(str(error), WRONG_CONFIGURATION)
+                fail(str(error), WRONG_CONFIGURATION)
     elif cert_file is not None:
         raise typer.BadParameter("--cert-file needs TLS: --url amqps://HOST:PORT")
     password = None
@@ -700,25 +658,8 @@ def _client_settings(
 Login = Callable[[], "ClientSettings"]
 
 
-def _with_login(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `_client_settings`, and as `login` what works them out when they are needed."""
-    options = inspect.signature(_client_settings).parameters
-    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "login"]
-    parameters = [*own, *options.values()]
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        given = {name: values.pop(name) for name in options}
-        command(**values, login=partial(_client_settings, **given))
-
-    # From these Typer makes the command line.
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
 @ask_app.command("tenant")
-@_with_login
+@with_options(_client_settings, "login")
 def ask_tenant(
     *,
     tenant_id: TenantCriterion = None,
@@ -732,7 +673,7 @@ def ask_tenant(
 
 
 @ask_app.command("assert")
-@_with_login
+@with_options(_client_settings, "login")
 def ask_assert(
     *,
     tenant_id: TenantArgument,
@@ -747,7 +688,7 @@ def ask_assert(
 
 
 @ask_app.command("credentials")
-@_with_login
+@with_options(_client_settings, "login")
 def ask_credentials(
     *,
     tenant_id: TenantArgument,
@@ -770,7 +711,7 @@ def _check_key_pair(cert_file: Path | None, key_file: Path | None) -> None:
     try:
         has_key = b"PRIVATE KEY" in cert_file.read_bytes()
     except OSError as error:
-        _fail(f"{cert_file} cannot be read: {error.strerror}", WRONG_CONFIGURATION)
+        fail(f"{cert_file} cannot be read: {error.strerror}", WRONG_CONFIGURATION)
     if not has_key:
         raise typer.BadParameter(f"--key-file is missing: {cert_file} holds no key")
 
@@ -779,7 +720,7 @@ def _login(username: str | None, credentials_file: Path | None, config: "Config"
     """Return name and password; `options` are for a hint what to do about a login that was lost."""
     if username is not None:
         password = os.environ.get("KAMADO_ASK_PASSWORD")
-        return username, _prompt("the variable KAMADO_ASK_PASSWORD") if password is None else password
+        return username, ask_secret("the variable KAMADO_ASK_PASSWORD") if password is None else password
     path = credentials_file or _beside_database(config) / "adapter.credentials"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -788,10 +729,10 @@ def _login(username: str | None, credentials_file: Path | None, config: "Config"
         if credentials_file is None and isinstance(error, FileNotFoundError):
             again = f"{_own_command()} identity passwd adapter{options} > {shlex.quote(str(path))}"
             text += f" The first `kamado serve` writes it. If it was lost, make a new password: (umask 077; {again})."
-        _fail(f"{text} Or name another file with --credentials-file, or log in with --username", WRONG_CONFIGURATION)
+        fail(f"{text} Or name another file with --credentials-file, or log in with --username", WRONG_CONFIGURATION)
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     if not {"username", "password"} <= found.keys():
-        _fail(f"{path} has no lines username= and password=", WRONG_CONFIGURATION)
+        fail(f"{path} has no lines username= and password=", WRONG_CONFIGURATION)
     return found["username"], found["password"]
 
 
@@ -816,7 +757,7 @@ def _ask(
         if as_json:
             typer.echo(json.dumps({"error": str(error), "condition": error.condition}, ensure_ascii=False))
         else:
-            _say(str(error))
+            say(str(error))
         raise typer.Exit(_failure_status(error)) from error
     _print_reply(reply, as_json=as_json)
     raise typer.Exit(_exit_status(reply.status))
@@ -882,18 +823,7 @@ def _print_reply(reply: "Reply", *, as_json: bool) -> None:
         if name not in {"status", "cache_control"}:
             typer.echo(f"{name}: {value}")
     if payload is not None:
-        _print_json(payload)
-
-
-def _print_json(value: object) -> None:
-    """Print JSON for people, in colours on a terminal."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print_json(text, ensure_ascii=False)
-    else:
-        typer.echo(text)
+        print_json(payload)
 
 
 # explain
