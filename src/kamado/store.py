@@ -14,7 +14,7 @@ start (serialisation failure), so it must not change anything outside its transa
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeVar
@@ -30,6 +30,8 @@ __all__ = [
     "DamagedRow",
     "Identity",
     "Lookups",
+    "Operator",
+    "OperatorRow",
     "RegistrationRow",
     "Store",
     "StoredCredentials",
@@ -91,6 +93,18 @@ class Identity:
     created: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """Who may use the management API: an operator's account (management 3.11)."""
+
+    name: str
+    password_hash: str = field(repr=False)
+    """bcrypt."""
+    may_reveal_secrets: bool = False
+    """Whether reading credentials shows it the keys of `psk` secrets (management 6.10)."""
+    created: datetime
+
+
 class DamagedRow(Exception):
     """A document in the database cannot be read. No `RegistryError`: whoever asked has done nothing wrong."""
 
@@ -102,6 +116,7 @@ class ChangeKind(StrEnum):
     DEVICE = "device"
     CREDENTIALS = "credentials"
     IDENTITY = "identity"
+    OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +129,9 @@ class Change:
     principal: str
     kind: ChangeKind
     tenant_id: str | None
-    """`None` for identities."""
+    """`None` for identities and operators."""
     resource_id: str
-    """Tenant id, device id (also for credentials) or name of the identity."""
+    """Tenant id, device id (also for credentials) or name of the identity or operator."""
     before: str | None
     after: str | None
 
@@ -200,6 +215,18 @@ class Transaction(Protocol):
     async def delete_identity(self, name: str) -> None:
         """Delete a login."""
 
+    async def find_operator(self, name: str) -> Operator | None:
+        """Find an operator's account by its name."""
+
+    async def list_operators(self) -> list[Operator]:
+        """Return all operators' accounts, ordered by name."""
+
+    async def put_operator(self, operator: Operator) -> None:
+        """Insert an operator's account or replace the one of that name."""
+
+    async def delete_operator(self, name: str) -> None:
+        """Delete an operator's account."""
+
     async def has_tenants(self) -> bool:
         """Tell whether there is any tenant at all."""
 
@@ -232,8 +259,17 @@ class CredentialRow(NamedTuple):
     """JSON text: everything stored, confidential members included (`credentials.stored_document`)."""
 
 
+class OperatorRow(NamedTuple):
+    """An operator's account, for its logins."""
+
+    password_hash: str
+    """bcrypt."""
+    may_reveal_secrets: bool
+
+
 class Lookups(Protocol):
-    """The point reads behind what adapters ask; what a deleted tenant left behind is never found.
+    """The point reads behind what adapters ask, and behind logins of operators; what a deleted tenant left behind is
+    never found.
 
     Each is one statement. An engine that can answer at once returns without suspending, so that a look-up can be
     answered in the batch it arrived in.
@@ -264,6 +300,12 @@ class Lookups(Protocol):
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
         """Find a credential by its type and auth-id."""
+
+    async def find_operator(self, name: str) -> OperatorRow | None:
+        """Find an operator's account by its name."""
+
+    async def has_operators(self) -> bool:
+        """Tell whether there is any operator's account at all."""
 
 
 T = TypeVar("T")

@@ -27,6 +27,8 @@ from kamado.store import (
     Change,
     ChangeKind,
     Identity,
+    Operator,
+    OperatorRow,
     Store,
     StoredCredentials,
     StoredDevice,
@@ -675,6 +677,29 @@ async def test_identities(store: Store) -> None:
     await store.write(lambda tx: tx.delete_identity(second.name))
     assert await store.read(lambda tx: tx.list_identities()) == []
     assert await store.read(lambda tx: tx.has_had_identities())
+
+
+@with_store
+async def test_operators(store: Store) -> None:
+    first = Operator(name="bob", password_hash="$2a$10$" + "x" * 53, created=CREATED)
+    second = Operator(name="Ada", password_hash="$2a$10$" + "z" * 53, may_reveal_secrets=True, created=UPDATED)
+    assert not await store.lookups.has_operators()
+    for operator in (first, second):
+        await store.write(lambda tx, operator=operator: tx.put_operator(operator))  # type: ignore[misc]
+    assert await store.lookups.has_operators()
+    assert await store.read(lambda tx: tx.list_operators()) == [second, first]
+    assert await store.read(lambda tx: tx.find_operator("bob")) == first
+    assert await store.lookups.find_operator("bob") == OperatorRow(first.password_hash, may_reveal_secrets=False)
+    assert await store.lookups.find_operator("Ada") == OperatorRow(second.password_hash, may_reveal_secrets=True)
+    assert await store.read(lambda tx: tx.find_operator("Bob")) is None
+    assert await store.lookups.find_operator("Bob") is None
+    changed = replace(first, password_hash="$2a$10$" + "y" * 53, may_reveal_secrets=True)
+    await store.write(lambda tx: tx.put_operator(changed))
+    assert await store.read(lambda tx: tx.find_operator("bob")) == changed
+    for name in ("bob", "bob", "Ada"):
+        await store.write(lambda tx, name=name: tx.delete_operator(name))  # type: ignore[misc]
+    assert await store.read(lambda tx: tx.list_operators()) == []
+    assert not await store.lookups.has_operators()
 
 
 # Transactions

@@ -13,7 +13,7 @@ from kamado.errors import Unavailable
 from kamado.storage import NewerSchema, OlderSchema, StorageError, StoreSettings, migrate, open_store
 from kamado.storage.migrations import Migration, load_migrations
 from kamado.storage.sqlite import migrate_sqlite, open_sqlite
-from kamado.store import CredentialRow, RegistrationRow, TenantRow
+from kamado.store import CredentialRow, OperatorRow, RegistrationRow, TenantRow
 
 RELEASED = load_migrations("sqlite")
 LATEST = RELEASED[-1].number
@@ -34,6 +34,11 @@ INSERT INTO credentials VALUES ('acme', 'psk', 'x', 'gw', 0, '{"type":"psk","aut
 INSERT INTO identities VALUES ('adapter', 'PLAIN', '$2a$10$x', '{"r:*":"W"}', 1714636800000000);
 """,
 }
+
+
+DATA[2] = f"""{DATA[1]}
+INSERT INTO operators VALUES ('alice', '$2a$10$y', 1, 1714636800000000);
+"""
 
 
 def at_version(path: Path, number: int) -> None:
@@ -99,6 +104,9 @@ def test_data_of_every_version_is_there_after_migration(tmp_path: Path, number: 
             identity = await store.read(lambda tx: tx.find_identity("adapter"))
             assert identity is not None
             assert identity.authorities == {"r:*": "W"}
+            assert await lookups.has_operators() == (number >= 2)
+            operator = OperatorRow("$2a$10$y", may_reveal_secrets=True) if number >= 2 else None
+            assert await lookups.find_operator("alice") == operator
         finally:
             await store.close()
 

@@ -24,6 +24,8 @@ from kamado.store import (
     CredentialRow,
     DamagedRow,
     Identity,
+    Operator,
+    OperatorRow,
     RegistrationRow,
     StoredCredentials,
     StoredDevice,
@@ -199,6 +201,18 @@ ON CONFLICT (name) DO UPDATE SET mechanism = excluded.mechanism, password_hash =
 HAS_MILESTONE = "SELECT 1 FROM milestones WHERE name = ?1"
 REACH_MILESTONE = "INSERT INTO milestones (name) VALUES (?1) ON CONFLICT DO NOTHING"
 DELETE_IDENTITY = "DELETE FROM identities WHERE name = ?1"
+
+# Operators
+
+FIND_OPERATOR = "SELECT name, password_hash, may_reveal_secrets, created FROM operators WHERE name = ?1"
+LIST_OPERATORS = "SELECT name, password_hash, may_reveal_secrets, created FROM operators ORDER BY name"
+PUT_OPERATOR = """
+INSERT INTO operators (name, password_hash, may_reveal_secrets, created) VALUES (?1, ?2, ?3, ?4)
+ON CONFLICT (name) DO UPDATE SET password_hash = excluded.password_hash,
+  may_reveal_secrets = excluded.may_reveal_secrets, created = excluded.created"""
+DELETE_OPERATOR = "DELETE FROM operators WHERE name = ?1"
+LOOK_UP_OPERATOR = "SELECT password_hash, may_reveal_secrets FROM operators WHERE name = ?1"
+HAS_OPERATORS = "SELECT 1 FROM operators LIMIT 1"
 
 # Look-ups: each joins the tenant, which hides what a deleted one left behind.
 
@@ -551,6 +565,25 @@ class SqlTransaction:
     async def delete_identity(self, name: str) -> None:
         await self._run(DELETE_IDENTITY, name)
 
+    async def find_operator(self, name: str) -> Operator | None:
+        row = await self._one(FIND_OPERATOR, name)
+        return None if row is None else _operator(row)
+
+    async def list_operators(self) -> list[Operator]:
+        return [_operator(row) for row in await self._all(LIST_OPERATORS)]
+
+    async def put_operator(self, operator: Operator) -> None:
+        await self._run(
+            PUT_OPERATOR,
+            operator.name,
+            operator.password_hash,
+            int(operator.may_reveal_secrets),
+            _microseconds(operator.created),
+        )
+
+    async def delete_operator(self, name: str) -> None:
+        await self._run(DELETE_OPERATOR, name)
+
     async def record(self, change: Change) -> None:
         # Nothing listens yet. Whatever will (audit, notifications) reads what is proven here.
         assert change.before != change.after, "a change leads to another version"
@@ -566,6 +599,16 @@ def _identity(row: Row) -> Identity:
         mechanism=mechanism,
         password_hash=password_hash,
         authorities=_parse(lambda document: cast(dict[str, str], document), authorities, "identities", name),
+        created=_instant(created),
+    )
+
+
+def _operator(row: Row) -> Operator:
+    name, password_hash, may_reveal_secrets, created = row
+    return Operator(
+        name=name,
+        password_hash=password_hash,
+        may_reveal_secrets=bool(may_reveal_secrets),
         created=_instant(created),
     )
 
@@ -598,3 +641,10 @@ class SqlLookups:
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
         row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, auth_id)
         return None if row is None else CredentialRow(*row)
+
+    async def find_operator(self, name: str) -> OperatorRow | None:
+        row = await self._one(LOOK_UP_OPERATOR, name)
+        return None if row is None else OperatorRow(row[0], bool(row[1]))
+
+    async def has_operators(self) -> bool:
+        return await self._one(HAS_OPERATORS) is not None
