@@ -15,14 +15,18 @@ import os
 import resource
 import shlex
 import signal
+import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvloop
+from cryptography.x509 import load_pem_x509_certificates
 
 from kamado import __version__, log
 from kamado.amqp.api import Api, ApiSettings
@@ -38,7 +42,7 @@ from kamado.auth import (
     ensure_first_identity,
     load_permissions,
 )
-from kamado.config import AmqpConfig, Config, HttpConfig, Loaded, TlsConfig, TlsError, tls_context
+from kamado.config import AmqpConfig, AmqpTlsConfig, Config, HttpConfig, Loaded, TlsConfig, TlsError, tls_context
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Unavailable
@@ -46,6 +50,7 @@ from kamado.http import api as http_api
 from kamado.http.server import Health, HttpServer, HttpServerSettings
 from kamado.lookup import LookupService, LookupSettings
 from kamado.management import Management, ManagementSettings
+from kamado.metrics import CONTENT_TYPE, Metrics
 from kamado.passwords import PasswordHasher
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
 from kamado.storage import StoreSettings, open_store
@@ -57,6 +62,7 @@ __all__ = [
     "EXIT_UNAVAILABLE",
     "Core",
     "build_core",
+    "build_metrics",
     "credential_rules",
     "find_operator",
     "now_utc",
@@ -72,6 +78,9 @@ EXIT_CONFIGURATION = 78
 SPARE_FILES = 100
 """Open files that are no connections of a front door: listeners, database, health checks, handshakes."""
 
+
+LAG_INTERVAL = 0.5
+"""Seconds between two looks at how late the event loop is."""
 
 ANONYMOUS_OPERATOR = Principal(name="anonymous")
 """Who calls the management API where everybody may, on other addresses than loopback: secrets are not revealed."""
@@ -115,18 +124,30 @@ def credential_rules(config: Config) -> CredentialRules:
     )
 
 
-def _build_hasher(config: Config) -> PasswordHasher:
-    return PasswordHasher(
+def build_metrics(config: Config) -> Metrics:
+    """Build what counts everything, with the labels that Hono puts on every series (configuration 4.1)."""
+    common = {"host": socket.gethostname(), "component_type": "service", "component_name": "hono-registry"}
+    return Metrics(version=__version__, labels=common if config.metrics.common_labels else {})
+
+
+def _build_hasher(config: Config, metrics: Metrics, pool: str) -> PasswordHasher:
+    hasher = PasswordHasher(
         workers=config.credentials.hash_workers,
         queue=config.credentials.hash_queue,
         cost=config.credentials.bcrypt_cost,
+        observe=partial(metrics.observe_hash, pool),
     )
+    metrics.watch_queue(pool, lambda: hasher.waiting)
+    return hasher
 
 
-def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now_utc) -> Core:
+def build_core(
+    config: Config, store: Store, clock: Callable[[], datetime] = now_utc, metrics: Metrics | None = None
+) -> Core:
     """Build the core on a database. Close `Core.passwords` in the end."""
+    metrics = metrics or build_metrics(config)
     rules = credential_rules(config)
-    passwords = _build_hasher(config)
+    passwords = _build_hasher(config, metrics, "management")
     provisioning = ProvisioningService(
         store,
         ProvisioningSettings(
@@ -136,6 +157,7 @@ def build_core(config: Config, store: Store, clock: Callable[[], datetime] = now
         ),
         rules.identifiers,
         clock,
+        observe=metrics.observe_provisioning,
     )
     lookup = LookupService(
         store.lookups,
@@ -177,10 +199,12 @@ class ReloadableTls:
     last. That has a cache of sessions of its own: none is resumed that was checked against other CAs.
     """
 
-    def __init__(self, tls: TlsConfig, name: str) -> None:
+    def __init__(self, tls: TlsConfig, name: str, metrics: Metrics) -> None:
         self._tls = tls
         self._name = name
+        self._metrics = metrics
         self.context = tls_context(tls)
+        self._tell_expiry()
 
     def reload(self) -> None:
         """Read the files again; what cannot be used is logged, and the old stays."""
@@ -191,7 +215,25 @@ class ReloadableTls:
                 "key material not reloaded, the old stays", extra={"listener": self._name, "error": str(error)}
             )
         else:
+            self._tell_expiry()
             logger.info("key material reloaded", extra={"listener": self._name})
+
+    def _tell_expiry(self) -> None:
+        files = {"server": self._tls.cert_file}
+        if isinstance(self._tls, AmqpTlsConfig):
+            files["client_ca"] = self._tls.client_ca_file
+        for role, file in files.items():
+            try:
+                certificates = load_pem_x509_certificates(file.read_bytes()) if file is not None else []
+            except (OSError, ValueError) as error:
+                # OpenSSL takes some that this library does not.
+                extra = {"listener": self._name, "file": str(file), "error": str(error)}
+                logger.warning("end of a certificate not known, so there is no metric of it", extra=extra)
+                continue
+            # Of a chain, the server's own comes first.
+            ends = [one.not_valid_after_utc.timestamp() for one in certificates]
+            if ends:
+                self._metrics.set_certificate_expiry(self._name, role, ends[0] if role == "server" else min(ends))
 
 
 # The process
@@ -269,6 +311,7 @@ class Process:
         self._options = options
         self._stop = asyncio.Event()
         self._drain_delay = 0.0
+        self._metrics = build_metrics(config)
         self._tls: list[ReloadableTls] = []
         self._authenticator: Authenticator | None = None
         self._addresses: dict[str, str] = {}
@@ -279,7 +322,12 @@ class Process:
         self._handle_signals()
         self._check_ready_file()
         permissions = self._load_permissions()
-        health = Health()
+        metrics = self._metrics
+        health = Health(
+            metrics=lambda is_ready: metrics.render(is_ready=is_ready),
+            metrics_type=CONTENT_TYPE,
+            metrics_paths=frozenset((config.metrics.path, "/metrics")),
+        )
         async with contextlib.AsyncExitStack() as stack:
             health_server = HttpServer(health)
             # The last to go: probes see 503 until the end (configuration 3.3).
@@ -288,17 +336,19 @@ class Process:
             store = await self._open_store()
             stack.push_async_callback(store.close)
             health.ping = store.ping
-            core = build_core(config, store)
+            metrics.watch_writes("registry", lambda: store.waiting_writes)
+            core = build_core(config, store, metrics=metrics)
             stack.callback(core.passwords.close)
             await self._ensure_identity(store, core, permissions)
             await self._load_first_data(store, core)
             lifetime = timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None
             # Threads of their own: whoever tries passwords does not keep operators from setting some, nor they adapters
             # from logging in.
-            logins = _build_hasher(config)
+            logins = _build_hasher(config, metrics, "logins")
             stack.callback(logins.close)
             self._authenticator = Authenticator(store, logins, permissions, lifetime)
             amqp = self._build_amqp(core, self._authenticator)
+            metrics.watch_adapters(amqp.api.traffic, amqp.connections)
             stack.push_async_callback(amqp.stop, 0.0)
             await self._listen("amqp", config.amqp, amqp.listen)
             http = self._build_http(core)
@@ -307,6 +357,8 @@ class Process:
             # What the start has made stays to the end; the garbage collector need not look at it again and again.
             gc.collect()
             gc.freeze()
+            self._watch_lag()
+            stack.callback(self._end_watch)
             health.is_started = True
             self._write_ready_file()
             await self._announce(store)
@@ -363,11 +415,25 @@ class Process:
         config = self._config
         try:
             async with asyncio.timeout(config.startup.deadline):
-                return await open_store(config.storage.url, StoreSettings(auto_migrate=config.storage.auto_migrate))
+                settings = StoreSettings(
+                    auto_migrate=config.storage.auto_migrate, observe=partial(self._metrics.observe_commit, "registry")
+                )
+                return await open_store(config.storage.url, settings)
         except Unavailable as error:
             raise StartFailed(str(error), EXIT_UNAVAILABLE) from error
         except TimeoutError as error:
             raise StartFailed("the database could not be opened in startup.deadline", EXIT_UNAVAILABLE) from error
+
+    def _watch_lag(self, due: float | None = None) -> None:
+        """Measure now and then how late the event loop is; `due` is when this should have been called."""
+        now = time.perf_counter()
+        if due is not None:
+            self._metrics.observe_lag(max(0.0, now - due))
+        loop = asyncio.get_running_loop()
+        self._lag_timer = loop.call_later(LAG_INTERVAL, self._watch_lag, now + LAG_INTERVAL)
+
+    def _end_watch(self) -> None:
+        self._lag_timer.cancel()
 
     async def _ensure_identity(self, store: Store, core: Core, permissions: Permissions | None) -> None:
         """Make the first identity where nobody could log in otherwise (authentication 5.1)."""
@@ -408,6 +474,7 @@ class Process:
                 max_connections=config.max_connections,
             ),
             now_utc,
+            observe_login=self._metrics.observe_login,
         )
 
     def _container_id(self) -> str:
@@ -422,7 +489,7 @@ class Process:
         if config.insecure_enabled:
             await self._listen_one(name, config.insecure.bind, config.insecure.port, None, listen)
         if config.secure_enabled:
-            tls = ReloadableTls(config.tls, name)
+            tls = ReloadableTls(config.tls, name, self._metrics)
             self._tls.append(tls)
             await self._listen_one(f"{name}s", config.secure.bind, config.secure.port, tls.context, listen)
 
@@ -576,5 +643,6 @@ class Process:
                 is_local=config.is_local,
             ),
             access,
+            observe=self._metrics.observe_http,
         )
         return HttpServer(api, HttpServerSettings(idle_timeout=config.idle_timeout))

@@ -265,6 +265,13 @@ def _host_kind() -> Kind[str]:
     return Kind(expected="an IP address or a host name", parse=lambda value, _: _host(value))
 
 
+def _page(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", text) or text in {"/started", "/liveness", "/readiness"}:
+        raise ValueError
+    return text
+
+
 def _levels(value: object) -> dict[str, str]:
     if isinstance(value, str):
         value = dict(part.split("=", 1) for part in _texts(value))
@@ -580,6 +587,20 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Metrics for Prometheus, on the health listener."""
+
+    path: str = _setting(
+        "/prometheus",
+        Kind(expected="a path such as /prometheus, none of the health checks'", parse=lambda value, _: _page(value)),
+        "Where the metrics are on the health listener, beside `/metrics`.",
+    )
+    common_labels: bool = _setting(
+        True, _boolean_kind(), "Put `host`, `component_type` and `component_name` on every series, as Hono does."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """The log, on standard output."""
 
@@ -631,6 +652,7 @@ class Config:
     http: HttpConfig = field(default_factory=HttpConfig)
     amqp: AmqpConfig = field(default_factory=AmqpConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     ids: IdsConfig = field(default_factory=IdsConfig)

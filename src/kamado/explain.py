@@ -218,6 +218,11 @@ class DryRunStore:
             result: T = undone.result  # type: ignore[assignment]  # what `work` returned
             return result
 
+    @property
+    def waiting_writes(self) -> int:
+        """Those of the real store."""
+        return self._store.waiting_writes
+
     async def ping(self) -> None:
         """Ask the real store."""
         await self._store.ping()

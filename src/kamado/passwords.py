@@ -8,6 +8,7 @@ import asyncio
 import functools
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -32,12 +33,24 @@ class PasswordHasher:
         workers: Threads.
         queue: Passwords that may wait beyond those being worked on.
         cost: bcrypt cost of new hashes.
+        observe: Takes the seconds that each password took in its thread; called there.
     """
 
-    def __init__(self, *, workers: int, queue: int, cost: int) -> None:
+    def __init__(
+        self, *, workers: int, queue: int, cost: int, observe: Callable[[float], None] = lambda _: None
+    ) -> None:
         self.cost = cost
+        self._observe = observe
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="bcrypt")
-        self._places = threading.BoundedSemaphore(workers + queue)
+        self._workers = workers
+        self._places = workers + queue
+        self._taken = 0
+        self._turn = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Passwords that wait for a thread."""
+        return max(0, self._taken - self._workers)
 
     async def hash(self, password: str) -> str:
         """Hash a password with a fresh salt, prefix `$2a$`: the only one that stock adapters verify.
@@ -82,19 +95,28 @@ class PasswordHasher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if not self._places.acquire(blocking=False):
-            raise Unavailable("too many passwords are being hashed; try again later")
+        with self._turn:
+            if self._taken >= self._places:
+                raise Unavailable("too many passwords are being hashed; try again later")
+            self._taken += 1
         try:
-            future = self._pool.submit(work)
+            future = self._pool.submit(self._measure, work)
         except RuntimeError as error:
-            self._places.release()
+            self._release()
             raise Unavailable("the registry is stopping") from error
         # The place is free when the thread is, not when the caller gives up.
         future.add_done_callback(self._release)
         return await asyncio.wrap_future(future)
 
-    def _release(self, _: "Future[T]") -> None:
-        self._places.release()
+    def _measure(self, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = work()
+        self._observe(time.perf_counter() - started)
+        return result
+
+    def _release(self, _: "Future[T] | None" = None) -> None:
+        with self._turn:
+            self._taken -= 1
 
 
 def _encode(password: str) -> bytes | None:

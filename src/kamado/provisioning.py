@@ -16,7 +16,7 @@ from kamado.auth import Principal
 from kamado.credentials import Credential, X509Secret
 from kamado.devices import Device
 from kamado.document import Identifiers, decode_base64, format_timestamp, new_id
-from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason
+from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason, RegistryError
 from kamado.store import Change, ChangeKind, Store, StoredCredentials, StoredDevice, Transaction
 from kamado.tenants import Tenant, find_max_credentials_per_device, find_max_devices
 from kamado.x509 import Certificate, DistinguishedName, VerifiedCertificate, parse_certificate, verify
@@ -47,6 +47,8 @@ class ProvisionedCredential:
     device_id: str
     credential: Credential | None
     """What was created; `None` if somebody else was faster."""
+    as_gateway: bool = False
+    """Whether what was created is a gateway."""
 
     @property
     def status(self) -> int:
@@ -71,15 +73,23 @@ class ProvisioningService:
         settings: Limits, and whether signatures are checked.
         identifiers: The rule for device ids, which one made from a template must keep.
         clock: The time now, aware UTC.
+        observe: Takes what became of each first contact: `device` or `gateway`, and `created`, `found` or the reason.
     """
 
     def __init__(
-        self, store: Store, settings: ProvisioningSettings, identifiers: Identifiers, clock: Callable[[], datetime]
+        self,
+        store: Store,
+        settings: ProvisioningSettings,
+        identifiers: Identifiers,
+        clock: Callable[[], datetime],
+        *,
+        observe: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._identifiers = identifiers
         self._clock = clock
+        self._observe = observe
 
     async def provision(
         self, principal: Principal, tenant_id: str, auth_id: str, client_certificate: object
@@ -102,6 +112,18 @@ class ProvisioningService:
             Conflict: The device id belongs to a device with other credentials.
             Unavailable: The database cannot be written now.
         """
+        try:
+            provisioned = await self._provision(principal, tenant_id, auth_id, client_certificate)
+        except RegistryError as error:
+            self._observe("device", error.reason or type(error).__name__.lower())
+            raise
+        kind = "gateway" if provisioned.as_gateway else "device"
+        self._observe(kind, "found" if provisioned.credential is None else "created")
+        return provisioned
+
+    async def _provision(
+        self, principal: Principal, tenant_id: str, auth_id: str, client_certificate: object
+    ) -> ProvisionedCredential:
         seen = await self._store.read(lambda transaction: transaction.find_tenant(tenant_id))
         if seen is None:
             raise NotFound(_NO_CREDENTIALS, reason=Reason.TENANT_UNKNOWN)
@@ -239,4 +261,4 @@ async def _insert(
                 after=version,
             )
         )
-    return ProvisionedCredential(device_id=plan.device_id, credential=credential)
+    return ProvisionedCredential(device_id=plan.device_id, credential=credential, as_gateway=plan.as_gateway)

@@ -341,6 +341,10 @@ class Store(Protocol):
             RegistryError: Whatever `work` raises passes through; nothing was changed.
         """
 
+    @property
+    def waiting_writes(self) -> int:
+        """How many writes wait or run."""
+
     async def ping(self) -> None:
         """Prove that the database answers (readiness).
 

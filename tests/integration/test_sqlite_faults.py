@@ -20,7 +20,7 @@ import pytest
 from tests.contract.records import CREATED, credential, stored_credentials, stored_device
 from tests.integration.sqlite_process import NOBODY, TENANT, create_device, ensure_tenant
 
-from kamado.errors import RegistryError, Unavailable
+from kamado.errors import NotFound, RegistryError, Unavailable
 from kamado.storage import StorageError, StoreSettings, open_store
 from kamado.storage.sql import SqlTransaction
 from kamado.storage.sqlite import SqliteStore, open_sqlite
@@ -191,6 +191,30 @@ def test_a_full_database_refuses_writes_and_harms_nothing(path: Path) -> None:
 
 
 # Locked by another process
+
+
+def test_what_becomes_of_writes_is_told(path: Path) -> None:
+    """Configuration 4.2, `kamado_db_writes_total`: committed, refused by themselves, lost with their transaction."""
+    told: list[tuple[int, int, int]] = []
+
+    async def refuse(tx: Transaction) -> None:
+        raise NotFound("no")
+
+    async def test(store: SqliteStore) -> None:
+        told.clear()  # what the test's own data took
+        await asyncio.gather(create_device(store), create_device(store), store.write(refuse), return_exceptions=True)
+        assert [sum(numbers) for numbers in zip(*told, strict=True)] == [2, 1, 0]
+        told.clear()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await asyncio.gather(create_device(store), create_device(store), return_exceptions=True)
+        assert [sum(numbers) for numbers in zip(*told, strict=True)] == [0, 0, 2]
+
+    def observe(committed: int, refused: int, failed: int, seconds: float) -> None:
+        assert seconds > 0
+        told.append((committed, refused, failed))
+
+    with_store(path, test, StoreSettings(busy_timeout=0.3, observe=observe))
 
 
 def test_a_locked_database_refuses_all_that_waits_and_is_still_read(path: Path) -> None:

@@ -387,6 +387,10 @@ class StoreThat:
             await self._before_write()
         return await self._store.write(lambda transaction: work(_TransactionThat(transaction, self)))  # type: ignore[arg-type]
 
+    @property
+    def waiting_writes(self) -> int:
+        return self._store.waiting_writes
+
     async def ping(self) -> None: ...
 
     async def close(self) -> None: ...

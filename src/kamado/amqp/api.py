@@ -7,7 +7,9 @@ by hand and answered at once. One that waits becomes a `Pending`, for whoever ha
 
 import asyncio
 import logging
+import time
 import types
+from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,7 +23,7 @@ from kamado.auth import Principal
 from kamado.errors import BadRequest, Forbidden, Reason, RegistryError, Unavailable
 from kamado.lookup import Answer, LookupService
 
-__all__ = ["Api", "ApiSettings", "Caller", "Pending"]
+__all__ = ["Api", "ApiSettings", "Caller", "Pending", "Traffic"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ _LEEWAY: Final = timedelta(minutes=2)
 """For requests of a login that has ended (amqp-apis 5, step 5)."""
 _SETTLED: Final = 1
 """snd-settle-mode."""
+_STATUSES: Final = 600
+_UNKNOWN: Final = "unknown"
+"""The operation of requests with a subject that there is not."""
 _SILENT: Final = frozenset((403, 404))
 """Statuses whose replies have no body: their text would help nobody but somebody who guesses."""
 
@@ -41,6 +46,47 @@ class ApiSettings:
     """Requests that a client may have under way on one link."""
     operation_timeout: float = 3.0
     """Seconds for one request; clients have given up long before (amqp-apis 5, step 6)."""
+
+
+class _Durations:
+    """How long replies took. Plain integers: a look-up takes less time than a lock."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self) -> None:
+        self.bounds = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
+        """Upper bounds, seconds (configuration 4.2)."""
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float, number: int) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += number
+        self.total += seconds * number
+
+
+class Traffic:
+    """What one API has had to do, in plain integers (configuration 4.2).
+
+    Args:
+        api: The first segment of its addresses.
+        operations: Its subjects.
+    """
+
+    __slots__ = ("answered", "api", "denied", "durations", "links", "rejected")
+
+    def __init__(self, api: str, *operations: str) -> None:
+        self.api = api
+        self.answered = {operation: [0] * _STATUSES for operation in (*operations, _UNKNOWN)}
+        """Subject -> how many replies had the status that is the index."""
+        self.rejected = {"malformed": 0, "no_reply_link": 0}
+        self.denied = {"link": 0, "operation": 0}
+        self.links = {"receiver": 0, "sender": 0}
+        self.durations = _Durations()
+
+    def count_error(self, subject: str | None, status: int) -> None:
+        """Count a reply to a request that may have had any subject."""
+        counts = self.answered.get(subject or _UNKNOWN)
+        (self.answered[_UNKNOWN] if counts is None else counts)[status] += 1
 
 
 class Api:
@@ -63,6 +109,11 @@ class Api:
         )
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
 
+    @property
+    def traffic(self) -> Sequence[Traffic]:
+        """What each API has had to do."""
+        return [endpoint.traffic for endpoint in self.endpoints.values()]
+
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
@@ -76,6 +127,10 @@ class _Endpoint:
     ask: "Callable[[_Target, Request], Coroutine[Any, Any, Answer]]"
     subscribed: set[str] = field(default_factory=set)
     """Reply-to addresses with an open link, of all connections of this process (amqp-apis 4.4)."""
+    traffic: Traffic = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "traffic", Traffic(self.name, self.subject))
 
 
 class _Target:
@@ -145,12 +200,14 @@ class Caller:
         authorities = self.principal.authorities
         allowed = authorities.may_read(address) if link.is_sender else authorities.may_write(address)
         if not allowed or self.principal.is_expired(self._api.clock()):
+            endpoint.traffic.denied["link"] += 1
             return self._refuse(link, "amqp:unauthorized-access", "unauthorized")
         if not link.is_sender:
             if link.snd_settle_mode == _SETTLED:
                 return self._refuse(link, "amqp:precondition-failed", "endpoint requires AT_LEAST_ONCE QoS")
             tenant_id = segments[1] if len(segments) > 1 else None
             link.context = _Target(endpoint, address, tenant_id, self._replies[endpoint.name], self.principal)
+            endpoint.traffic.links["receiver"] += 1
             return link.accept(self._api.settings.link_credit)
         if len(segments) < endpoint.reply_segments:
             return self._refuse(
@@ -160,15 +217,19 @@ class Caller:
             return self._refuse(link, "amqp:illegal-state", "reply-to address already subscribed")
         endpoint.subscribed.add(address)
         self._replies[endpoint.name][address] = link
+        endpoint.traffic.links["sender"] += 1
         link.context = _Subscription(endpoint, address)
         return link.accept()
 
     def detached(self, link: Link) -> None:
         """Forget a link that is gone; its address can be attached again."""
-        subscription = link.context
-        if isinstance(subscription, _Subscription):
-            subscription.endpoint.subscribed.discard(subscription.address)
-            self._replies[subscription.endpoint.name].pop(subscription.address, None)
+        context = link.context
+        if isinstance(context, _Subscription):
+            context.endpoint.subscribed.discard(context.address)
+            context.endpoint.traffic.links["sender"] -= 1
+            self._replies[context.endpoint.name].pop(context.address, None)
+        elif isinstance(context, _Target):
+            context.endpoint.traffic.links["receiver"] -= 1
 
     def _refuse(self, link: Link, condition: str, description: str) -> None:
         _log.debug(
@@ -194,14 +255,17 @@ class Caller:
                 self._answer(link, target, requests)
 
     def _answer(self, link: Link, target: _Target, requests: Sequence[Request]) -> None:
+        started = time.perf_counter()
         replies = target.replies
+        traffic = target.endpoint.traffic
         respond = self._respond if self._ends is None or self._api.clock() < self._ends else self._respond_to_expired
-        finished = 0
+        finished = answered = 0
         for request in requests:
             reply_to = request.reply_to
             # Formal check (amqp-apis 5.1); what else may be wrong gets a proper reply.
             if reply_to is None or request.correlation_id is None or request.subject is None:
                 link.reject_delivery(request, "hono:bad-request", "malformed request message")
+                traffic.rejected["malformed"] += 1
                 finished += 1
                 continue
             link.accept_delivery(request)
@@ -210,6 +274,7 @@ class Caller:
                 reply_link = replies.get(reply_to.rstrip("/"))
                 if reply_link is None:
                     self._log_unanswerable(target, reply_to)
+                    traffic.rejected["no_reply_link"] += 1
                     finished += 1
                     continue
             # What does not have to wait is answered here and now, without a task.
@@ -218,11 +283,14 @@ class Caller:
                 waited = coroutine.send(None)
             except StopIteration as done:
                 reply_link.send(done.value)
-                finished += 1
+                answered += 1
             else:
-                self._defer(Pending(coroutine, waited, link, reply_link, target, request))
-        if finished:
-            link.give_credit(finished)
+                self._defer(Pending(coroutine, waited, link, reply_link, target, request, started))
+        if answered:
+            # Replies to what came together leave together, so for each of them it took as long as for all.
+            traffic.durations.add(time.perf_counter() - started, answered)
+        if finished or answered:
+            link.give_credit(finished + answered)
 
     async def _respond(self, target: _Target, request: Request) -> bytes:
         """Run one request and encode its reply: the one place that turns errors into replies."""
@@ -236,6 +304,7 @@ class Caller:
         except Exception:
             _log.exception("request failed", extra=_fields(target, request))
             return _reply_to_error(target, request, 500, "internal error")
+        endpoint.traffic.answered[endpoint.subject][status] += 1
         device_id = request.application_properties.get("device_id")
         assert request.correlation_id is not None
         return encode_reply(
@@ -273,6 +342,7 @@ class Pending:
     reply_link: Link
     target: _Target
     request: Request
+    started: float
 
     async def finish(self, operation_timeout: float) -> None:
         """Wait for the end, but not for ever, and send the reply; it is dropped if its link is gone by then.
@@ -287,6 +357,7 @@ class Pending:
                 reply = await _resume(self.coroutine, self.waited)
         except TimeoutError:
             reply = _refusal(self.target, self.request, Unavailable("the request took too long"))
+        self.target.endpoint.traffic.durations.add(time.perf_counter() - self.started, 1)
         self.reply_link.send(reply)
         self.link.give_credit()
 
@@ -395,10 +466,13 @@ def _refusal(target: _Target, request: Request, error: RegistryError) -> bytes:
             "request refused",
             extra=_fields(target, request) | {"status": error.status, "reason": error.reason, "error": str(error)},
         )
+    if error.reason is Reason.NO_RIGHT:
+        target.endpoint.traffic.denied["operation"] += 1
     return _reply_to_error(target, request, error.status, str(error))
 
 
 def _reply_to_error(target: _Target, request: Request, status: int, text: str) -> bytes:
+    target.endpoint.traffic.count_error(request.subject, status)
     correlation_id = request.correlation_id
     assert correlation_id is not None
     properties = request.application_properties

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from kamado.amqp.api import Api, Caller, Pending
 from kamado.amqp.connection import (
+    Closed,
     Connection,
     ConnectionSettings,
     Event,
@@ -29,7 +30,7 @@ from kamado.auth import Authenticator, Principal
 from kamado.errors import BadRequest, Unavailable
 from kamado.x509 import parse_certificate
 
-__all__ = ["Address", "AmqpServer", "AmqpServerSettings"]
+__all__ = ["Address", "AmqpServer", "AmqpServerSettings", "Connections", "ObserveLogin"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,19 @@ _SLICE: Final = 32768
 _WRITE_HIGH_WATER: Final = 1024 * 1024
 """Bytes a socket has not taken yet, above which its peer is not read from."""
 _BACKLOG: Final = 512
+
+ObserveLogin = Callable[[str, str, float], None]
+"""Takes each login: mechanism, outcome in words, seconds to decide over it."""
+
+_OUTCOMES: Final = {
+    Outcome.OK: "ok",
+    Outcome.AUTH: "auth",
+    Outcome.SYS: "sys",
+    Outcome.SYS_PERM: "sys-perm",
+    Outcome.SYS_TEMP: "sys-temp",
+}
+_ENDINGS: Final = {"amqp:unauthorized-access": "token_expired", "amqp:connection:forced": "drain"}
+"""Why the registry itself closes a connection, by condition; anything else is an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +82,26 @@ class Address(NamedTuple):
     port: int
 
 
+class Connections:
+    """How many there are and were, by port: `secure` or `insecure` (configuration 4.2)."""
+
+    def __init__(self) -> None:
+        self.open = {"secure": 0, "insecure": 0}
+        self.opened = {"secure": 0, "insecure": 0}
+        self.closed: dict[tuple[str, str], int] = {}
+        """Port and reason -> how many."""
+
+    def begin(self, port: str) -> None:
+        """Count one more."""
+        self.open[port] += 1
+        self.opened[port] += 1
+
+    def end(self, port: str, reason: str) -> None:
+        """Count one less."""
+        self.open[port] -= 1
+        self.closed[port, reason] = self.closed.get((port, reason), 0) + 1
+
+
 class AmqpServer:
     """The listeners and their connections.
 
@@ -76,15 +110,24 @@ class AmqpServer:
         authenticator: Who decides over logins.
         settings: See there.
         clock: The time now, aware UTC.
+        observe_login: See there.
     """
 
     def __init__(
-        self, api: Api, authenticator: Authenticator, settings: AmqpServerSettings, clock: Callable[[], datetime]
+        self,
+        api: Api,
+        authenticator: Authenticator,
+        settings: AmqpServerSettings,
+        clock: Callable[[], datetime],
+        *,
+        observe_login: ObserveLogin = lambda *_: None,
     ) -> None:
         self.api = api
         self.authenticator = authenticator
         self.settings = settings
         self.clock = clock
+        self.observe_login = observe_login
+        self.connections = Connections()
         self.peers: set[_Peer] = set()
         self.is_stopping = False
         self._listeners: list[asyncio.Server] = []
@@ -155,7 +198,9 @@ class AmqpServer:
 
     def forget(self, peer: "_Peer") -> None:
         """Drop a connection that is gone."""
-        self.peers.discard(peer)
+        if peer in self.peers:
+            self.peers.discard(peer)
+            self.connections.end(peer.port, peer.ending or "peer")
         self._all_gone.set()
 
     def spawn(self, work: Coroutine[Any, Any, None], done: Callable[[asyncio.Task[None]], None]) -> asyncio.Task[None]:
@@ -210,6 +255,9 @@ class _Peer(asyncio.Protocol):
         """Our `close` is out, the peer's is awaited."""
         self._is_ending = False
         """The socket is being closed."""
+        self.port = "insecure"
+        self.ending: str | None = None
+        """Why the connection ends, if not because the peer wants it to."""
 
     # The socket
 
@@ -224,11 +272,13 @@ class _Peer(asyncio.Protocol):
             self._is_ending = True
             self._transport.abort()
             return
-        self._server.peers.add(self)
-        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
+            self.port = "secure"
             self._certificate = tls.getpeercert(binary_form=True)
+        self._server.peers.add(self)
+        self._server.connections.begin(self.port)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
         # Without a certificate EXTERNAL cannot work; where it is all there is, the peer learns so by its outcome.
         offered = [name for name in settings.mechanisms if name != "EXTERNAL" or self._certificate is not None]
         self._sasl = SaslServer(
@@ -330,6 +380,7 @@ class _Peer(asyncio.Protocol):
         if data:
             self._transport.write(data)
         if self._sasl.is_over:
+            self.ending = self.ending or "login"
             self._end()
 
     def _end(self) -> None:
@@ -363,6 +414,7 @@ class _Peer(asyncio.Protocol):
             outcome = Outcome.SYS
         else:
             outcome = Outcome.OK if principal is not None else Outcome.AUTH
+        self._server.observe_login(mechanism, _OUTCOMES[outcome], self._loop.time() - started)
         if outcome is Outcome.AUTH:
             _log.warning("login refused", extra=fields | self._describe_certificate(mechanism))
             await asyncio.sleep(max(0.0, started + settings.refusal_delay - self._loop.time()))
@@ -425,6 +477,7 @@ class _Peer(asyncio.Protocol):
                 if isinstance(event, Opened):
                     self._opened(event)
                 elif event.condition is not None:
+                    self.ending = self.ending or "error"
                     _log.debug(
                         "connection ends",
                         extra=self._fields() | {"condition": event.condition, "error": event.description},
@@ -468,6 +521,7 @@ class _Peer(asyncio.Protocol):
             self._end()
             return
         self._is_closing = True
+        self.ending = self.ending or _ENDINGS.get(condition, "error")
         self._connection.close(condition, description, now=self._loop.time())
         self._flush_soon()
         self._arm()
@@ -497,10 +551,15 @@ class _Peer(asyncio.Protocol):
         self._timer = None
         now = self._loop.time()
         if self._connection is not None:
-            self._handle(self._connection.tick(now))
+            events = self._connection.tick(now)
+            if any(isinstance(event, Closed) and event.condition is not None for event in events):
+                self.ending = self.ending or "idle"
+            self._handle(events)
             self._flush()
         elif self._sasl is not None:
             self._sasl.tick(now)
+            if self._sasl.is_over:
+                self.ending = "idle"
             self._flush_sasl()
         self._arm()
 

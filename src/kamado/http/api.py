@@ -31,8 +31,10 @@ Headers = tuple[tuple[bytes, bytes], ...]
 Access = Callable[[str | None], Awaitable[Principal]]
 """Who calls, from the `Authorization` header; raises `Unauthorized`, or `BadRequest` for one that cannot be read."""
 
+Observe = Callable[[str, str, int, float], None]
+"""Takes each request: the template of its path, its method, the status of its answer, seconds."""
+
 CONTENT_TYPE: Final = b"application/json; charset=utf-8"
-_CONTENT_TYPE: Final = (b"content-type", CONTENT_TYPE)
 _MAX_DISCARDED: Final = 8 * 1024 * 1024
 """Bytes of an unwanted body that are read and thrown away so that its sender sees the answer."""
 _MEDIA_TYPE: Final = b"application/json"
@@ -91,6 +93,8 @@ class Request:
     """The body has come to its end."""
     cors: Headers = ()
     principal: Principal | None = field(default=None)
+    route: str = "unknown"
+    """Template of the path, once it is known to be one of ours."""
     time_limit: asyncio.Timeout | None = None
 
     @property
@@ -118,12 +122,16 @@ class Api:
         management: The use cases.
         settings: See there.
         access: Who calls.
+        observe: See there.
     """
 
-    def __init__(self, management: Management, settings: ApiSettings, access: Access) -> None:
+    def __init__(
+        self, management: Management, settings: ApiSettings, access: Access, *, observe: Observe = lambda *_: None
+    ) -> None:
         self._management = management
         self._settings = settings
         self._access = access
+        self._observe = observe
         self._tenants: dict[str, Handler] = {"POST": self._create_tenant}
         self._tenant: dict[str, Handler] = {
             "GET": self._get_tenant,
@@ -158,6 +166,8 @@ class Api:
         except Exception as error:
             answer = self._fail(request, error)
         await self._respond(request, answer, send)
+        duration = time.perf_counter() - started
+        self._observe(request.route, request.method, answer.status, duration)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug(
                 "request",
@@ -166,7 +176,7 @@ class Api:
                     "method": request.method,
                     "path": request.path,
                     "status": answer.status,
-                    "duration": round(time.perf_counter() - started, 6),
+                    "duration": round(duration, 6),
                 },
             )
 
@@ -215,6 +225,7 @@ class Api:
             handlers = self._credentials
         if handlers is None:
             raise NotFound("there is no such path")
+        request.route = "/".join(("/v1", name, "{tenant}", "{device}")[: 2 + len(raw_ids)])
         if handlers is self._devices and has_slash and request.method in {"POST", "DELETE"}:
             # The id was forgotten, most likely: a variable of a script that is empty (D30).
             raise NotFound("the device-id is missing; without the slash at the end, the path is that of all devices")
@@ -482,7 +493,15 @@ def encode_error(text: str) -> bytes:
     return encode({"error": text})
 
 
-async def respond(send: Send, status: int, body: bytes, headers: Headers = (), *, is_end: bool = True) -> None:
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: Headers = (),
+    *,
+    content_type: bytes = CONTENT_TYPE,
+    is_end: bool = True,
+) -> None:
     """Send a response: with a content type if it has content, with its length even if that is 0 (management 3.7).
 
     Args:
@@ -490,6 +509,7 @@ async def respond(send: Send, status: int, body: bytes, headers: Headers = (), *
         status: Of the response.
         body: JSON text, or nothing.
         headers: Further headers.
+        content_type: Of the body.
         is_end: Whether the connection may go on with the next request.
     """
     length = (b"content-length", b"%d" % len(body))
@@ -497,7 +517,7 @@ async def respond(send: Send, status: int, body: bytes, headers: Headers = (), *
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [_CONTENT_TYPE, length, *headers] if body else [length, *headers],
+            "headers": [(b"content-type", content_type), length, *headers] if body else [length, *headers],
         }
     )
     await send({"type": "http.response.body", "body": body, "more_body": not is_end})

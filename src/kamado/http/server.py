@@ -414,16 +414,32 @@ class Health:
     `/started` is up once `is_started` is set, `/readiness` while it is also not draining and the database answers,
     `/liveness` as long as the event loop turns; `/` is all of them.
 
+    Metrics are served beside them, if there are any.
+
     Args:
         ping_timeout: Seconds for the database to answer.
         ping_interval: Seconds for which an answer counts, so that nobody can keep the database busy with probes.
+        metrics: Makes the page of metrics, told whether the registry is ready.
+        metrics_type: Content type of that page.
+        metrics_paths: Where it is.
     """
 
-    def __init__(self, *, ping_timeout: float = 1.0, ping_interval: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        ping_timeout: float = 1.0,
+        ping_interval: float = 1.0,
+        metrics: Callable[[bool], bytes] = lambda _: b"",
+        metrics_type: bytes = b"text/plain",
+        metrics_paths: frozenset[str] = frozenset(),
+    ) -> None:
         self.is_started = False
         self.is_draining = False
         self.ping: Callable[[], Awaitable[None]] | None = None
         """How to ask the database; set once there is one."""
+        self._metrics = metrics
+        self._metrics_type = metrics_type
+        self._metrics_paths = metrics_paths
         self._ping_timeout = ping_timeout
         self._ping_interval = ping_interval
         self._turn = asyncio.Lock()
@@ -432,10 +448,13 @@ class Health:
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer a probe."""
         path = scope["path"]
-        if path not in {"/", "/started", "/liveness", "/readiness"}:
+        if path not in {"/", "/started", "/liveness", "/readiness", *self._metrics_paths}:
             await respond(send, 404, encode_error("no such check; there are /started, /liveness and /readiness"))
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, encode_error("only GET is supported"), ((b"allow", b"GET, HEAD"),))
+        elif path in self._metrics_paths:
+            is_ready = self.is_started and not self.is_draining and await self._ask_database() is None
+            await respond(send, 200, self._metrics(is_ready), content_type=self._metrics_type)
         else:
             checks: list[JsonObject] = []
             if path in {"/", "/liveness"}:

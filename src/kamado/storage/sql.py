@@ -64,6 +64,11 @@ class OlderSchema(StorageError):
     """The database needs a migration and this process was told not to make it."""
 
 
+ObserveCommit = Callable[[int, int, int, float], None]
+"""Takes what became of the writes that shared a transaction: how many were committed, refused by themselves, and lost
+with it, and the seconds from its begin to the end of its commit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """How a store behaves, whatever the engine."""
@@ -78,6 +83,8 @@ class StoreSettings:
     """Writes that may share one commit."""
     max_group_time: float = 0.05
     """Seconds after which a group takes no further write before its commit."""
+    observe: ObserveCommit = lambda *_: None
+    """Called from a thread of the store's own."""
 
 
 T = TypeVar("T")

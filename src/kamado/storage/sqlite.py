@@ -682,6 +682,11 @@ class SqliteEngine(Generic[X]):
         return await future
 
     @property
+    def waiting_writes(self) -> int:
+        """How many writes wait or run."""
+        return self._waiting
+
+    @property
     def is_lost(self) -> bool:
         """Whether the file is gone, replaced or damaged, or cannot be written any more: only opening it anew helps."""
         try:
@@ -763,7 +768,9 @@ class SqliteEngine(Generic[X]):
             self._tell_loop(_succeed, self._writer_opened)
             closing = False
             while not closing and (job := self._jobs.get()) is not None:
+                started = time.perf_counter()
                 outcomes, closing = self._run_group(job, session, transaction)
+                self._observe(outcomes, time.perf_counter() - started)
                 self._group = []
                 self._tell_loop(self._settle, outcomes)
         except BaseException:
@@ -814,6 +821,12 @@ class SqliteEngine(Generic[X]):
             # Also for those that failed by themselves: what they saw of the others has not happened.
             outcomes = [_Outcome(job.future, None, Unavailable(text)) for job in group]
         return outcomes, closing
+
+    def _observe(self, outcomes: list[_Outcome], seconds: float) -> None:
+        errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+        # A transaction that is lost takes all with it, and nothing else does that.
+        lost = len(outcomes) if all(isinstance(outcome.error, Unavailable) for outcome in outcomes) else 0
+        self._settings.observe(len(outcomes) - len(errors), 0 if lost else len(errors), lost, seconds)
 
     def _take_waiting(self, group: list[_Job], number: int) -> bool:
         """Add up to `number` waiting jobs to a group; return whether the end of the queue was met."""
