@@ -7,8 +7,9 @@
  *
  *   amqp_load HOST PORT USER PASSWORD TARGET KIND FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS
  *
- * KIND is `device` (each line of FILE is sent as application property device_id, subject assert) or `body` (each line
- * is the body, subject get). SECONDS 0 sends each line once. Prints `start` when it begins to count, then a JSON
+ * KIND is `device` (each line of FILE is sent as application property device_id, subject assert), `body` (each line
+ * is the body, subject get), or a subject of the Device Connection API: each line is then the device_id, for
+ * set-... followed by a tab and the gateway_id or adapter_instance_id, for get-cmd-... by a tab and the body. SECONDS 0 sends each line once. Prints `start` when it begins to count, then a JSON
  * object.
  */
 
@@ -38,7 +39,8 @@ typedef struct {
 static connection_t *connections;
 static int connection_count, in_flight_goal;
 static const char *target, *subject;
-static bool by_device;
+static bool by_device, has_body;
+static const char *argument; /* name of the second application property, if there is one */
 static bool once, counting, draining;
 static size_t next_line;
 static uint64_t *per_connection;
@@ -163,26 +165,35 @@ static void put_request(connection_t *c, line_t line, uint32_t slot) {
     put_variable(c, 0xa0, 0xb0, &tag, 4);
     put(c, "\x43\x42", 2); /* message-format 0, unsettled */
     snprintf(id, sizeof id, "%04x-%08x-%04x", (unsigned)c->index & 0xffff, c->sent, slot & 0xffff);
-    size_t list = open_list(c, 0x73, 0xd0, by_device ? 5 : 7);
+    size_t list = open_list(c, 0x73, 0xd0, has_body ? 7 : 5);
     put_string(c, id);
     put_byte(c, 0x40);
     put_string(c, target);
     put_string(c, subject);
     put_string(c, c->reply_to);
-    if (!by_device) {
+    if (has_body) {
         put_byte(c, 0x40);
         put_variable(c, 0xa3, 0xb3, "application/json", 16);
     }
     close_list(c, list);
+    const char *end = line.text + line.length, *tab = memchr(line.text, '\t', line.length);
+    const char *rest = !by_device ? line.text : tab ? tab + 1 : end;
     if (by_device) {
+        /* Names of devices and gateways are short here. */
+        size_t length = (size_t)((tab ? tab : end) - line.text), more = argument ? strlen(argument) + 4 + (size_t)(end - rest) : 0;
         put(c, "\x00\x53\x74\xc1", 4);
-        put_byte(c, 14 + line.length); /* names of devices are short here */
-        put_byte(c, 2);
+        put_byte(c, 14 + (unsigned)(length + more));
+        put_byte(c, argument ? 4 : 2);
         put_string(c, "device_id");
-        put_variable(c, 0xa1, 0xb1, line.text, line.length);
-    } else {
+        put_variable(c, 0xa1, 0xb1, line.text, length);
+        if (argument) {
+            put_string(c, argument);
+            put_variable(c, 0xa1, 0xb1, rest, (size_t)(end - rest));
+        }
+    }
+    if (has_body) {
         put(c, "\x00\x53\x75", 3);
-        put_variable(c, 0xa0, 0xb0, line.text, line.length);
+        put_variable(c, 0xa0, 0xb0, rest, (size_t)(end - rest));
     }
     close_frame(c, frame);
 }
@@ -505,16 +516,20 @@ static void read_in(connection_t *c) {
 
 int main(int argc, char **argv) {
     if (argc != 12)
-        die("usage: amqp_load HOST PORT USER PASSWORD TARGET device|body FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS");
+        die("usage: amqp_load HOST PORT USER PASSWORD TARGET KIND FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS");
     target = argv[5];
-    by_device = !strcmp(argv[6], "device");
-    subject = by_device ? "assert" : "get";
+    bool is_body = !strcmp(argv[6], "body");
+    by_device = !is_body;
+    if (!strcmp(argv[6], "set-last-gw")) argument = "gateway_id";
+    if (!strcmp(argv[6], "set-cmd-handling-adapter-instance")) argument = "adapter_instance_id";
+    has_body = is_body || !strncmp(argv[6], "get-cmd-", 8);
+    subject = is_body ? "get" : strcmp(argv[6], "device") ? argv[6] : "assert";
     read_lines(argv[7]);
     connection_count = atoi(argv[8]);
     in_flight_goal = atoi(argv[9]);
     double warm_up = atof(argv[10]), seconds = atof(argv[11]);
     once = seconds == 0;
-    for (size_t i = 0; by_device && i < line_count; i++)
+    for (size_t i = 0; by_device && !has_body && i < line_count; i++)
         if (lines[i].length > 200) die("a device id is too long for this client");
     if (connection_count < 1 || in_flight_goal < 1 || in_flight_goal > MAX_IN_FLIGHT) die("bad numbers");
 

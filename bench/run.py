@@ -107,6 +107,11 @@ class Server:
                 return int(line.split()[1]) / 1024
         raise KeyError(name)
 
+    def written_bytes(self) -> int:
+        """Bytes that the process made the system write to disks, now or later; what is changed twice counts once."""
+        fields = dict(line.split(": ") for line in Path(f"/proc/{self.process.pid}/io").read_text().splitlines())
+        return int(fields["write_bytes"]) - int(fields["cancelled_write_bytes"])
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -374,6 +379,35 @@ class Bench:
         again = self.amqp("the same, known by then", target, "body", lines, (1, 100), "200", once=True)
         self.add(again)
 
+    def connections(self) -> None:
+        """What adapters of Hono 1.2 keep here: gateways told for the first time, again, and changing each time."""
+        target, devices = f"device_con/{TENANT}", self.shuffled(self.device_ids())
+        gateways = [f"gateway-{number:03}" for number in range(100)]
+
+        def via(shift: int) -> list[str]:
+            return [f"{id_}\t{gateways[(index + shift) % 100]}" for index, id_ in enumerate(devices)]
+
+        def update(name: str, lines: list[str], *, once: bool = False, goal: bool = True) -> None:
+            before = self.server.written_bytes()
+            result = self.amqp(name, target, "set-last-gw", lines, (1, 100), "204", once=once)
+            written = (self.server.written_bytes() - before) / result.requests
+            self.report.figures[f"bytes written to disk for each request, {name}"] = written
+            self.add(result, goal="≥ 10,000/s" if goal else "", met=result.per_second >= 10_000 if goal else None)
+
+        update("set-last-gw, first time", via(0), once=True)
+        update("set-last-gw, same gateway", via(0))
+        # A device has another gateway each time it comes round.
+        update("set-last-gw, another gateway", via(1) + via(2))
+        self.add(self.amqp("get-last-gw", target, "get-last-gw", devices, (1, 100)))
+        instances = [f"{gateway}\tadapter-{gateway}" for gateway in gateways]
+        self.amqp("instances", target, "set-cmd-handling-adapter-instance", instances, (1, 1), "204", once=True)
+        lines = [
+            f"{id_}\t{json.dumps({'gateway-ids': [gateways[(index + one) % 100] for one in range(4)]})}"
+            for index, id_ in enumerate(devices)
+        ]
+        subject = "get-cmd-handling-adapter-instances"
+        self.add(self.amqp(subject, target, subject, lines, (1, 100)))
+
 
 # --- Certificates ---
 
@@ -431,6 +465,7 @@ MEASUREMENTS = {
     "unknown": Bench.unknown,
     "provisioning": Bench.provisioning,
     "create": Bench.create,
+    "connections": Bench.connections,
 }
 
 

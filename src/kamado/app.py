@@ -43,6 +43,7 @@ from kamado.auth import (
     load_permissions,
 )
 from kamado.config import AmqpConfig, AmqpTlsConfig, Config, HttpConfig, Loaded, TlsConfig, TlsError, tls_context
+from kamado.connections import DeviceConnectionService, DeviceConnectionSettings
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Unavailable
@@ -53,7 +54,7 @@ from kamado.management import Management, ManagementSettings
 from kamado.metrics import CONTENT_TYPE, Metrics
 from kamado.passwords import PasswordHasher
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
-from kamado.storage import StoreSettings, open_store
+from kamado.storage import StoreSettings, open_connections, open_store
 from kamado.store import Store
 
 __all__ = [
@@ -347,7 +348,8 @@ class Process:
             logins = _build_hasher(config, metrics, "logins")
             stack.callback(logins.close)
             self._authenticator = Authenticator(store, logins, permissions, lifetime)
-            amqp = self._build_amqp(core, self._authenticator)
+            connections = await self._open_connections(stack)
+            amqp = self._build_amqp(core, connections, self._authenticator)
             metrics.watch_adapters(amqp.api.traffic, amqp.connections)
             stack.push_async_callback(amqp.stop, 0.0)
             await self._listen("amqp", config.amqp, amqp.listen)
@@ -454,10 +456,33 @@ class Process:
     def _database(self) -> Path:
         return Path(self._config.storage.url.removeprefix("sqlite:///"))
 
-    def _build_amqp(self, core: Core, authenticator: Authenticator) -> AmqpServer:
+    async def _open_connections(self, stack: contextlib.AsyncExitStack) -> DeviceConnectionService | None:
+        """Open what is kept of device connections, and see that it does not grow without end."""
+        config = self._config.device_connection
+        if not config.enabled:
+            return None
+        observe = partial(self._metrics.observe_commit, "connections")
+        connections = await open_connections(self._config.storage.url, observe)
+        stack.push_async_callback(connections.close)
+        service = DeviceConnectionService(
+            connections,
+            DeviceConnectionSettings(
+                max_devices_per_tenant=config.max_devices_per_tenant,
+                refresh_interval=config.refresh_interval,
+                gateway_lifetime=config.gateway_lifetime,
+            ),
+            now_utc,
+        )
+        cleaning = asyncio.get_running_loop().create_task(service.keep_clean())
+        stack.callback(cleaning.cancel)
+        return service
+
+    def _build_amqp(
+        self, core: Core, connections: DeviceConnectionService | None, authenticator: Authenticator
+    ) -> AmqpServer:
         config = self._config.amqp
         return AmqpServer(
-            Api(core.lookup, ApiSettings(link_credit=config.link_credit), now_utc),
+            Api(core.lookup, ApiSettings(link_credit=config.link_credit), now_utc, connections),
             authenticator,
             AmqpServerSettings(
                 connection=ConnectionSettings(

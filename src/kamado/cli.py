@@ -77,6 +77,11 @@ explain_app = typer.Typer(
 )
 app.add_typer(identity_app, name="identity")
 app.add_typer(ask_app, name="ask")
+connection_app = typer.Typer(
+    no_args_is_help=True,
+    help="Read and write what adapters keep of device connections: last known gateways, and who handles commands.",
+)
+ask_app.add_typer(connection_app, name="connection")
 app.add_typer(explain_app, name="explain")
 
 ConfigOption = Annotated[
@@ -703,6 +708,118 @@ def ask_credentials(
     _ask(login(), f"credentials/{tenant_id}", "get", as_json=as_json, body=body)
 
 
+GatewayArgument = Annotated[str, typer.Argument(metavar="GATEWAY")]
+InstanceArgument = Annotated[
+    str, typer.Argument(metavar="INSTANCE", help="Adapter instance id, as the adapter's log shows it.")
+]
+
+
+def _ask_connection(
+    settings: "ClientSettings",
+    tenant_id: str,
+    device_id: str,
+    subject: str,
+    *,
+    as_json: bool,
+    body: bytes | None = None,
+    **properties: object,
+) -> NoReturn:
+    _ask(
+        settings,
+        f"device_con/{tenant_id}",
+        subject,
+        as_json=as_json,
+        body=body,
+        properties={"device_id": device_id, **properties},
+    )
+
+
+@connection_app.command("set-gateway")
+@with_options(_client_settings, "login")
+def ask_connection_set_gateway(
+    *,
+    tenant_id: TenantArgument,
+    device_id: DeviceArgument,
+    gateway_id: GatewayArgument,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Say through which gateway a device was last heard of."""
+    _ask_connection(login(), tenant_id, device_id, "set-last-gw", as_json=as_json, gateway_id=gateway_id)
+
+
+@connection_app.command("get-gateway")
+@with_options(_client_settings, "login")
+def ask_connection_get_gateway(
+    *, tenant_id: TenantArgument, device_id: DeviceArgument, as_json: JsonOption = False, login: Login
+) -> None:
+    """Get the gateway through which a device was last heard of."""
+    _ask_connection(login(), tenant_id, device_id, "get-last-gw", as_json=as_json)
+
+
+@connection_app.command("set-instance")
+@with_options(_client_settings, "login")
+def ask_connection_set_instance(
+    *,
+    tenant_id: TenantArgument,
+    device_id: DeviceArgument,
+    instance_id: InstanceArgument,
+    lifespan: Annotated[
+        int,
+        typer.Option(
+            "--lifespan", metavar="SECONDS", min=-1, max=2**31 - 1, help="End it after this time; -1 is never."
+        ),
+    ] = -1,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Say which adapter instance handles a device's commands."""
+    from kamado.amqp.codec import Int
+
+    _ask_connection(
+        login(),
+        tenant_id,
+        device_id,
+        "set-cmd-handling-adapter-instance",
+        as_json=as_json,
+        adapter_instance_id=instance_id,
+        lifespan=Int(lifespan),
+    )
+
+
+@connection_app.command("remove-instance")
+@with_options(_client_settings, "login")
+def ask_connection_remove_instance(
+    *,
+    tenant_id: TenantArgument,
+    device_id: DeviceArgument,
+    instance_id: InstanceArgument,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Say that an adapter instance no longer handles a device's commands."""
+    subject = "remove-cmd-handling-adapter-instance"
+    _ask_connection(login(), tenant_id, device_id, subject, as_json=as_json, adapter_instance_id=instance_id)
+
+
+@connection_app.command("get-instances")
+@with_options(_client_settings, "login")
+def ask_connection_get_instances(
+    *,
+    tenant_id: TenantArgument,
+    device_id: DeviceArgument,
+    gateway_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="GATEWAY...", help="Gateways that may act for the device, as `via` lists them."),
+    ] = None,
+    as_json: JsonOption = False,
+    login: Login,
+) -> None:
+    """Get the adapter instances that handle a device's commands, itself or through a gateway."""
+    subject, body = "get-cmd-handling-adapter-instances", json.dumps({"gateway-ids": gateway_ids or []}).encode()
+    _ask_connection(login(), tenant_id, device_id, subject, as_json=as_json, body=body)
+
+
 def _check_key_pair(cert_file: Path | None, key_file: Path | None) -> None:
     if key_file is not None and cert_file is None:
         raise typer.BadParameter("--cert-file is missing: certificate and key come as a pair")
@@ -781,7 +898,7 @@ def _failure_status(error: "AskError") -> int:
 
 def _exit_status(status: int | None) -> int:
     match status:
-        case 200 | 201:
+        case 200 | 201 | 204:
             return OK
         case 404:
             return REFUSED

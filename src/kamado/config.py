@@ -139,7 +139,7 @@ def _ranged(number: T, check: Callable[[T], bool]) -> T:
 
 
 def _show_seconds(value: float) -> str:
-    return json.dumps(f"{value:g}s" if value >= 1 or value == 0 else f"{value * 1000:g}ms")
+    return json.dumps(f"{value:.12g}s" if value >= 1 or value == 0 else f"{value * 1000:.12g}ms")
 
 
 def _show_size(value: int) -> str:
@@ -554,6 +554,26 @@ class ProvisioningConfig:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConnectionConfig:
+    """The Device Connection API, for adapters of Hono 1.2."""
+
+    enabled: bool = _setting(True, _boolean_kind(), "Offer the Device Connection API to adapters.")
+    max_devices_per_tenant: int = _setting(
+        1_000_000, _whole_kind(-1, unless=0), "Devices of a tenant that something is kept for; -1: any number."
+    )
+    refresh_interval: float = _setting(
+        60.0,
+        _duration_kind(),
+        "A last known gateway that did not change is written again only after this time; 0: each time it is told.",
+    )
+    gateway_lifetime: float = _setting(
+        672 * 3600.0,
+        _duration_kind(1),
+        "A last known gateway that nobody tells again is forgotten after this time (28 days).",
+    )
+
+
 def _default_database() -> str:
     return f"sqlite:///{platformdirs.user_data_path('kamado', appauthor=False) / 'kamado.db'}"
 
@@ -660,6 +680,7 @@ class Config:
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     credentials: CredentialsConfig = field(default_factory=CredentialsConfig)
     provisioning: ProvisioningConfig = field(default_factory=ProvisioningConfig)
+    device_connection: DeviceConnectionConfig = field(default_factory=DeviceConnectionConfig)
     log: LogConfig = field(default_factory=LogConfig)
     startup: StartupConfig = field(default_factory=StartupConfig)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)

@@ -32,6 +32,7 @@ LINKS: list[dict[str, Any]] = [
     {"resource": "tenant", "activities": ["READ", "WRITE"]},
     {"resource": "registration/*", "activities": ["READ", "WRITE"]},
     {"resource": "credentials/*", "activities": ["READ", "WRITE"]},
+    {"resource": "device_con/*", "activities": ["READ", "WRITE"]},
 ]
 ROLES: dict[str, list[dict[str, Any]]] = {
     "protocol-adapter": ADAPTER_GRANTS,
@@ -49,6 +50,8 @@ ROLES: dict[str, list[dict[str, Any]]] = {
     ],
     # authentication 6, row 17
     "asserts-acme": [*LINKS, {"operation": "registration/acme:assert"}],
+    # amqp-apis 12: a right to each operation
+    "sets-gateways": [*LINKS, {"operation": "device_con/acme:set-last-gw"}],
     # authentication 6, row 18
     "everything": [{"resource": "*", "activities": ["READ", "WRITE"]}, {"operation": "*:*"}],
     # amqp-apis 9.2: grants that cover every tenant

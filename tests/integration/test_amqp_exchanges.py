@@ -198,6 +198,31 @@ def test_15_4_first_contact(acme: Acme, adapter: Adapter) -> None:
     assert payload == {"type": "x509-cert", "auth-id": name, "enabled": True, "secrets": [{}]}
 
 
+# 15.5
+
+
+def test_15_5_device_connection(adapter: Adapter) -> None:
+    sender, receiver = adapter.links("device_con/acme")
+    for subject, properties in (
+        ("set-cmd-handling-adapter-instance", {"device_id": "gw1", "adapter_instance_id": "mqtt-1"}),
+        ("set-last-gw", {"device_id": "d2", "gateway_id": "gw1"}),
+    ):
+        assert adapter.request("device_con/acme", subject, properties=properties).status == 204
+    message = adapter.message(
+        "get-cmd-handling-adapter-instances",
+        reply_to=receiver.source.address,
+        properties={"device_id": "d2"},
+        body='{"gateway-ids":["gw1","gw2"]}',
+        message_id="devcon-client-31",
+    )
+    reply = adapter.exchange(sender, message, "devcon-client-31")
+    assert reply.properties == {"status": 200, "tenant_id": "acme", "device_id": "d2"}
+    assert reply.status == 200
+    assert reply.message.address == "device_con/acme/d2"
+    assert reply.json() == {"adapter-instances": [{"adapter-instance-id": "mqtt-1", "device-id": "gw1"}]}
+    adapter.wait(lambda: sender.credit == 100, "credit back")
+
+
 # 15.7
 
 
@@ -205,7 +230,7 @@ def test_15_7_refused_link(acme: Acme, over_tls: bool) -> None:
     """15.7, and the exact pattern of section 4.3; `Adapter` checks that both frames came at once."""
     with acme.adapter("asserts-acme", tls=over_tls) as adapter:
         with pytest.raises(LinkRefused) as refused:
-            adapter.attach_receiver("device_con/other/aa")
+            adapter.attach_receiver("cmd_router/other/aa")
         assert refused.value.condition == "amqp:not-found"
     with acme.adapter("nothing", tls=over_tls) as adapter:
         link = adapter.session.receiver("auto-3")

@@ -15,7 +15,11 @@ from tests.integration.registry import poll
 
 @pytest.fixture(scope="module")
 def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("messages"))
+    for acme in acme_fixture(tmp_path_factory.mktemp("messages")):
+        with acme.adapter() as adapter:
+            properties = {"device_id": "d2", "gateway_id": "gw1"}
+            assert adapter.request("device_con/acme", "set-last-gw", properties=properties).status == 204
+        yield acme
 
 
 @pytest.fixture
@@ -39,6 +43,7 @@ QUESTIONS = [
     pytest.param(
         Question("credentials/acme", "get", None, credentials_request("sensor1", "hashed-password")), id="credentials"
     ),
+    pytest.param(Question("device_con/acme", "get-last-gw", {"device_id": "d2"}), id="device_con"),
 ]
 TYPES = {str: "string", ulong: "ulong", uuid.UUID: "uuid", bytes: "binary"}
 any_api = pytest.mark.parametrize("question", QUESTIONS)
@@ -249,7 +254,7 @@ def test_form_of_a_reply(adapter: Adapter, question: Question) -> None:
     # status as an int of four bytes, wherever it stands in the map
     assert b"\xa1\x06status\x71\x00\x00\x00\xc8" in application_properties(reply)
     assert reply.tenant_id == "acme"
-    assert reply.device_id == ("d1" if question.address.startswith("registration") else None)
+    assert reply.device_id == (question.properties or {}).get("device_id")
     assert isinstance(reply.json(), dict)
     assert reply.link == receiver
 

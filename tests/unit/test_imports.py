@@ -15,7 +15,7 @@ ROWS = [
     {"store", "passwords"},
     {"auth"},
     {"provisioning"},
-    {"lookup", "management", "load"},
+    {"lookup", "connections", "management", "load"},
     {"http", "amqp", "storage"},
     {"config", "log", "metrics", "terminal"},
     {"explain"},

@@ -1,4 +1,5 @@
-"""Links and request messages <-> look-ups: the Tenant, Device Registration and Credentials APIs (amqp-apis 3 to 11).
+"""Links and request messages <-> calls of the core: the Tenant, Device Registration, Credentials and Device Connection
+APIs (amqp-apis 3 to 12).
 
 `Api` is made once per process, `Caller` once per connection. A caller is told of links and requests and answers each
 through its link; what is sent when, and in which task, is not decided here. Most look-ups never wait: each is started
@@ -10,16 +11,18 @@ import logging
 import time
 import types
 from bisect import bisect_left
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
-from kamado.amqp.codec import encode_reply
+from kamado.amqp.codec import Int, encode_reply
 from kamado.amqp.connection import Link, Request, Unusable
 from kamado.auth import Principal
+from kamado.connections import DeviceConnectionService
 from kamado.errors import BadRequest, Forbidden, Reason, RegistryError, Unavailable
 from kamado.lookup import Answer, LookupService
 
@@ -96,17 +99,34 @@ class Api:
         lookup: Answers the questions.
         settings: See there.
         clock: The time now, aware UTC.
+        connections: Keeps device connections; `None` if that API is not offered.
     """
 
-    def __init__(self, lookup: LookupService, settings: ApiSettings, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        lookup: LookupService,
+        settings: ApiSettings,
+        clock: Callable[[], datetime],
+        connections: DeviceConnectionService | None = None,
+    ) -> None:
         self.settings = settings
         self.clock = clock
-        self.batch = lookup.batch
-        endpoints = (
-            _Endpoint("tenant", "get", 2, "tenant/<reply-id>", _TenantApi(lookup).get),
-            _Endpoint("registration", "assert", 3, "registration/<tenant>/<reply-id>", _RegistrationApi(lookup).ask),
-            _Endpoint("credentials", "get", 3, "credentials/<tenant>/<reply-id>", _CredentialsApi(lookup).get),
-        )
+        tenants, batch = _TenantApi(lookup), lookup.batch
+        endpoints = [
+            _Endpoint(
+                name="tenant",
+                operations={"get": tenants.get},
+                without_right={"get": tenants.get_if_allowed},
+                batch=batch,
+                reply_segments=2,
+                reply_form="tenant/<reply-id>",
+            ),
+            _Endpoint.of_tenants("registration", {"assert": _RegistrationApi(lookup).ask}, batch),
+            _Endpoint.of_tenants("credentials", {"get": _CredentialsApi(lookup).get}, batch),
+        ]
+        if connections is not None:
+            operations = _DeviceConnectionApi(connections).operations
+            endpoints.append(_Endpoint.of_tenants("device_con", operations, connections.batch, has_error_bodies=False))
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
 
     @property
@@ -115,28 +135,74 @@ class Api:
         return [endpoint.traffic for endpoint in self.endpoints.values()]
 
 
-@dataclass(frozen=True, slots=True)
+_Result = tuple[int, bytes | None, str | None, str | None]
+"""What `Answer` has, with or without a payload."""
+_Operation = Callable[["_Target", Request], Coroutine[Any, Any, _Result]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Endpoint:
-    """One API: the first segment of its addresses, its operation, and who answers."""
+    """One API: the first segment of its addresses, its operations, and what is special about its replies."""
 
     name: str
-    subject: str
+    operations: Mapping[str, _Operation]
+    """Subject -> what answers to a caller that has the right to it."""
+    without_right: Mapping[str, _Operation]
+    """Subject -> what answers to one that has not."""
+    batch: Callable[[], AbstractContextManager[None]]
+    """Entered for requests that came together."""
     reply_segments: int
     """What a reply-to address has at least (amqp-apis 4.3, row 7)."""
     reply_form: str
-    ask: "Callable[[_Target, Request], Coroutine[Any, Any, Answer]]"
+    has_error_bodies: bool = True
+    """Whether a refusal tells its text; clients of some APIs take any body for a result (amqp-apis 7)."""
     subscribed: set[str] = field(default_factory=set)
     """Reply-to addresses with an open link, of all connections of this process (amqp-apis 4.4)."""
     traffic: Traffic = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "traffic", Traffic(self.name, self.subject))
+        object.__setattr__(self, "traffic", Traffic(self.name, *self.operations))
+
+    @classmethod
+    def of_tenants(
+        cls,
+        name: str,
+        operations: Mapping[str, _Operation],
+        batch: Callable[[], AbstractContextManager[None]],
+        *,
+        has_error_bodies: bool = True,
+    ) -> "_Endpoint":
+        """Make an API whose addresses name a tenant."""
+        return cls(
+            name=name,
+            operations=operations,
+            without_right=dict.fromkeys(operations, _refuse_right),
+            batch=batch,
+            reply_segments=3,
+            reply_form=f"{name}/<tenant>/<reply-id>",
+            has_error_bodies=has_error_bodies,
+        )
+
+    def operations_for(self, principal: Principal, address: str, tenant_id: str | None) -> Mapping[str, _Operation]:
+        """Work out what answers to the requests that a caller sends to an address."""
+        # For the Tenant API the tenant is in the question, not in the address: a grant may cover all of them.
+        of_tenants = self.reply_segments == 3
+        covers = address if of_tenants else "tenant/*"
+        may_execute = principal.authorities.may_execute
+        denied = [subject for subject in self.operations if not may_execute(covers, subject)]
+        if of_tenants and tenant_id is None:
+            operations: Mapping[str, _Operation] = dict.fromkeys(self.operations, _refuse_without_tenant)
+        elif denied:
+            operations = self.operations
+        else:
+            return self.operations  # of thousands of links this is the one they have in common
+        return {**operations, **{subject: self.without_right[subject] for subject in denied}}
 
 
 class _Target:
     """What a request link leads to: all that is the same for each of its requests is decided once."""
 
-    __slots__ = ("address", "endpoint", "may_execute", "principal", "replies", "tenant_id")
+    __slots__ = ("address", "endpoint", "operations", "principal", "replies", "tenant_id")
 
     def __init__(
         self, endpoint: _Endpoint, address: str, tenant_id: str | None, replies: dict[str, Link], principal: Principal
@@ -146,9 +212,7 @@ class _Target:
         self.tenant_id = tenant_id
         self.replies = replies
         self.principal = principal
-        # For the Tenant API the tenant is in the question, not in the address: a grant may cover all of them.
-        covers = "tenant/*" if endpoint.name == "tenant" else address
-        self.may_execute = principal.authorities.may_execute(covers, endpoint.subject)
+        self.operations = endpoint.operations_for(principal, address, tenant_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +315,7 @@ class Caller:
             self._answer(link, target, requests)
         else:
             # A request that waits leaves `_answer` where it waits, so nothing waits inside of the batch.
-            with self._api.batch():
+            with target.endpoint.batch():
                 self._answer(link, target, requests)
 
     def _answer(self, link: Link, target: _Target, requests: Sequence[Request]) -> None:
@@ -294,17 +358,19 @@ class Caller:
 
     async def _respond(self, target: _Target, request: Request) -> bytes:
         """Run one request and encode its reply: the one place that turns errors into replies."""
-        endpoint = target.endpoint
+        endpoint, subject = target.endpoint, request.subject
+        assert subject is not None
         try:
-            if request.subject != endpoint.subject:
+            operation = target.operations.get(subject)
+            if operation is None:
                 raise BadRequest("there is no such operation", reason=Reason.MALFORMED_REQUEST)
-            status, payload, cache_control, tenant_id = await endpoint.ask(target, request)
+            status, payload, cache_control, tenant_id = await operation(target, request)
         except RegistryError as error:
             return _refusal(target, request, error)
         except Exception:
             _log.exception("request failed", extra=_fields(target, request))
             return _reply_to_error(target, request, 500, "internal error")
-        endpoint.traffic.answered[endpoint.subject][status] += 1
+        endpoint.traffic.answered[subject][status] += 1
         device_id = request.application_properties.get("device_id")
         assert request.correlation_id is not None
         return encode_reply(
@@ -394,15 +460,21 @@ class _TenantApi:
         self._lookup = lookup
 
     async def get(self, target: _Target, request: Request) -> Answer:
-        principal = target.principal
+        """Answer a caller that may get every tenant."""
         tenant_id = request.application_properties.get("tenant_id")
         if type(tenant_id) is str:
-            # The old variant: the right is checked before the look-up (amqp-apis 9.2).
-            if not target.may_execute and not principal.authorities.may_execute(f"tenant/{tenant_id}", "get"):
-                raise _forbidden()
-            return await self._lookup.get_tenant(principal, tenant_id)
-        answer = await self._lookup.get_tenant_by_body(principal, _body(request))
-        if not target.may_execute and not principal.authorities.may_execute(f"tenant/{answer.tenant_id}", "get"):
+            return await self._lookup.get_tenant(target.principal, tenant_id)
+        return await self._lookup.get_tenant_by_body(target.principal, _body(request))
+
+    async def get_if_allowed(self, target: _Target, request: Request) -> Answer:
+        """Answer a caller that may get some tenants, if it is one of these (amqp-apis 9.2)."""
+        may_execute = target.principal.authorities.may_execute
+        tenant_id = request.application_properties.get("tenant_id")
+        # In the old variant the right is checked before the look-up.
+        if type(tenant_id) is str and not may_execute(f"tenant/{tenant_id}", "get"):
+            raise _forbidden()
+        answer = await self.get(target, request)
+        if not may_execute(f"tenant/{answer.tenant_id}", "get"):
             raise _forbidden()
         return answer
 
@@ -414,10 +486,7 @@ class _RegistrationApi:
         self._assert_registration = lookup.assert_registration
 
     async def ask(self, target: _Target, request: Request) -> Answer:
-        if not target.may_execute:
-            raise _forbidden()
-        if target.tenant_id is None:
-            raise _no_tenant()
+        assert target.tenant_id is not None
         arguments = request.application_properties
         device_id = arguments.get("device_id")
         if type(device_id) is not str:
@@ -435,11 +504,77 @@ class _CredentialsApi:
         self._get_credentials = lookup.get_credentials
 
     async def get(self, target: _Target, request: Request) -> Answer:
-        if not target.may_execute:
-            raise _forbidden()
-        if target.tenant_id is None:
-            raise _no_tenant()
+        assert target.tenant_id is not None
         return await self._get_credentials(target.principal, target.tenant_id, _body(request))
+
+
+class _DeviceConnectionApi:
+    """amqp-apis 12."""
+
+    def __init__(self, connections: DeviceConnectionService) -> None:
+        self._connections = connections
+        self.operations: dict[str, _Operation] = {
+            "set-last-gw": self._set_last_gateway,
+            "get-last-gw": self._get_last_gateway,
+            "set-cmd-handling-adapter-instance": self._set_adapter_instance,
+            "remove-cmd-handling-adapter-instance": self._remove_adapter_instance,
+            "get-cmd-handling-adapter-instances": self._get_adapter_instances,
+        }
+
+    async def _set_last_gateway(self, target: _Target, request: Request) -> _Result:
+        device_id, gateway_id = _text(request, "device_id"), _text(request, "gateway_id")
+        assert target.tenant_id is not None
+        await self._connections.set_last_gateway(target.principal, target.tenant_id, device_id, gateway_id)
+        return 204, None, None, target.tenant_id
+
+    async def _get_last_gateway(self, target: _Target, request: Request) -> _Result:
+        device_id = _text(request, "device_id")
+        assert target.tenant_id is not None
+        payload = await self._connections.get_last_gateway(target.principal, target.tenant_id, device_id)
+        return 200, payload, None, target.tenant_id
+
+    async def _set_adapter_instance(self, target: _Target, request: Request) -> _Result:
+        device_id, adapter_instance_id = _text(request, "device_id"), _text(request, "adapter_instance_id")
+        lifespan = request.application_properties.get("lifespan")
+        # Taken for absent it would never end, which is not what was meant.
+        if lifespan is not None and type(lifespan) is not Int:
+            raise BadRequest("lifespan: must be an int", reason=Reason.MALFORMED_REQUEST)
+        assert target.tenant_id is not None
+        await self._connections.set_adapter_instance(
+            target.principal, target.tenant_id, device_id, adapter_instance_id, lifespan
+        )
+        return 204, None, None, target.tenant_id
+
+    async def _remove_adapter_instance(self, target: _Target, request: Request) -> _Result:
+        device_id, adapter_instance_id = _text(request, "device_id"), _text(request, "adapter_instance_id")
+        assert target.tenant_id is not None
+        await self._connections.remove_adapter_instance(
+            target.principal, target.tenant_id, device_id, adapter_instance_id
+        )
+        return 204, None, None, target.tenant_id
+
+    async def _get_adapter_instances(self, target: _Target, request: Request) -> _Result:
+        device_id = _text(request, "device_id")
+        assert target.tenant_id is not None
+        payload = await self._connections.get_adapter_instances(
+            target.principal, target.tenant_id, device_id, _body(request)
+        )
+        return 200, payload, None, target.tenant_id
+
+
+async def _refuse_right(target: _Target, request: Request) -> _Result:
+    raise _forbidden()
+
+
+async def _refuse_without_tenant(target: _Target, request: Request) -> _Result:
+    raise BadRequest("the link's address names no tenant", reason=Reason.MALFORMED_REQUEST)
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.application_properties.get(name)
+    if type(value) is not str:
+        raise BadRequest(f"{name}: must be given, as a string", reason=Reason.MALFORMED_REQUEST)
+    return value
 
 
 def _body(request: Request) -> bytes | None:
@@ -451,10 +586,6 @@ def _body(request: Request) -> bytes | None:
 
 def _forbidden() -> Forbidden:
     return Forbidden("no right to do that", reason=Reason.NO_RIGHT)
-
-
-def _no_tenant() -> BadRequest:
-    return BadRequest("the link's address names no tenant", reason=Reason.MALFORMED_REQUEST)
 
 
 # Replies to what failed
@@ -486,7 +617,7 @@ def _reply_to_error(target: _Target, request: Request, status: int, text: str) -
         target.endpoint.name,
         correlation_id,
         status,
-        None if status in _SILENT else msgspec.json.encode({"error": text}),
+        None if status in _SILENT or not target.endpoint.has_error_bodies else msgspec.json.encode({"error": text}),
         tenant_id=tenant_id,
         device_id=device_id if type(device_id) is str else None,
     )

@@ -3,10 +3,11 @@
 The one door into this package: nobody outside names an engine.
 """
 
-from kamado.storage.sql import NewerSchema, OlderSchema, StorageError, StoreSettings
+from kamado.connections import Connections
+from kamado.storage.sql import NewerSchema, ObserveCommit, OlderSchema, StorageError, StoreSettings
 from kamado.store import Store
 
-__all__ = ["NewerSchema", "OlderSchema", "StorageError", "StoreSettings", "migrate", "open_store"]
+__all__ = ["NewerSchema", "OlderSchema", "StorageError", "StoreSettings", "migrate", "open_connections", "open_store"]
 
 
 async def open_store(url: str, settings: StoreSettings | None = None) -> Store:
@@ -28,6 +29,25 @@ async def open_store(url: str, settings: StoreSettings | None = None) -> Store:
     from kamado.storage.sqlite import open_sqlite
 
     return await open_sqlite(path, settings or StoreSettings())
+
+
+async def open_connections(url: str, observe: ObserveCommit = lambda *_: None) -> Connections:
+    """Open what is kept of device connections beside the database; close it with `Connections.close`.
+
+    With SQLite that is a second file, which never keeps the registry from starting: what is wrong with it is logged,
+    and until it is mended requests are `Unavailable`.
+
+    Args:
+        url: As for `open_store`.
+        observe: See `StoreSettings.observe`.
+
+    Raises:
+        StorageError: The URL is wrong.
+    """
+    path = _sqlite_path(url)
+    from kamado.storage.volatile import open_sqlite_connections
+
+    return await open_sqlite_connections(path, observe)
 
 
 async def migrate(url: str, settings: StoreSettings | None = None) -> tuple[int, int]:

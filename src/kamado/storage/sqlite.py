@@ -224,7 +224,8 @@ class _Session:
     def failed(self, error: sqlite3.Error) -> Unavailable:
         """Log a failure of the driver and put it in our words."""
         name, now = _name(error), time.monotonic()
-        if _code(error) in _UNUSABLE:
+        # A statement that is wrong has no table: the file is not what it was, or empty.
+        if _code(error) in {*_UNUSABLE, sqlite3.SQLITE_ERROR}:
             self.is_damaged = True
         # A disk that is full fails thousands of times a second; the log needs it once.
         if not self._quiet and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
@@ -693,7 +694,12 @@ class SqliteEngine(Generic[X]):
             self._check_file()
         except Unavailable:
             return True
-        return self._writer_ended.done() or self._writer.is_damaged or self._reader.is_damaged
+        return self._writer_ended.done() or self.is_damaged
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether SQLite has found that the file is damaged."""
+        return self._writer.is_damaged or self._reader.is_damaged
 
     async def ping(self) -> None:
         """Prove that the database answers; see `store.Store.ping`."""
