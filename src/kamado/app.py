@@ -50,7 +50,7 @@ from kamado.errors import Unavailable
 from kamado.http import api as http_api
 from kamado.http.server import Health, HttpServer, HttpServerSettings
 from kamado.lookup import LookupService, LookupSettings
-from kamado.management import Management, ManagementSettings
+from kamado.management import Management, ManagementSettings, Resource
 from kamado.metrics import CONTENT_TYPE, Metrics
 from kamado.passwords import PasswordHasher
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
@@ -178,6 +178,19 @@ def build_core(
         ManagementSettings(
             max_devices_per_tenant=config.devices.max_per_tenant,
             max_credentials_per_device=config.credentials.max_per_device,
+            is_lenient=config.management.referential_integrity == "lenient",
+            read_only=config.management.read_only,
+            unmodifiable=frozenset(
+                resource
+                for resource, may_be_modified in (
+                    (Resource.TENANTS, config.tenants.modification_enabled),
+                    (Resource.DEVICES, config.devices.modification_enabled),
+                    (Resource.CREDENTIALS, config.credentials.modification_enabled),
+                )
+                if not may_be_modified
+            ),
+            empty_search_is_found=config.search.empty_result == "200",
+            expensive_search=config.search.expensive_rows,
         ),
         clock,
     )
@@ -418,7 +431,10 @@ class Process:
         try:
             async with asyncio.timeout(config.startup.deadline):
                 settings = StoreSettings(
-                    auto_migrate=config.storage.auto_migrate, observe=partial(self._metrics.observe_commit, "registry")
+                    auto_migrate=config.storage.auto_migrate,
+                    search_workers=config.search.workers,
+                    search_timeout=config.search.timeout,
+                    observe=partial(self._metrics.observe_commit, "registry"),
                 )
                 return await open_store(config.storage.url, settings)
         except Unavailable as error:
@@ -666,6 +682,7 @@ class Process:
                 max_body_size=config.max_body_size,
                 cors_allowed_origins=frozenset(config.cors_allowed_origins),
                 is_local=config.is_local,
+                page_offset_in_pages=self._config.search.page_offset_unit == "pages",
             ),
             access,
             observe=self._metrics.observe_http,

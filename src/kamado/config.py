@@ -484,6 +484,9 @@ class TenantsConfig:
     cache_max_age: int = _setting(
         180, _whole_kind(0), "Seconds that adapters may keep a tenant; 0: they may not (no-cache)."
     )
+    modification_enabled: bool = _setting(
+        True, _boolean_kind(), "Let tenants be changed and deleted; false: only created (403 otherwise)."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -497,6 +500,9 @@ class DevicesConfig:
         -1,
         _whole_kind(-1, unless=0),
         "Devices that a tenant may have unless it has a limit of its own; -1: any number.",
+    )
+    modification_enabled: bool = _setting(
+        True, _boolean_kind(), "Let devices be changed and deleted; false: only created (403 otherwise)."
     )
 
 
@@ -528,6 +534,44 @@ class CredentialsConfig:
     )
     hash_queue: int = _setting(
         256, _whole_kind(1), "Passwords that may wait to be hashed or verified; beyond that the answer is 503."
+    )
+    modification_enabled: bool = _setting(
+        True, _boolean_kind(), "Let the credentials of devices be set; false: they stay as they are (403)."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagementConfig:
+    """What holds for the whole management API."""
+
+    read_only: bool = _setting(
+        False, _boolean_kind(), "Answer every change with 403, creations included; first contacts go on."
+    )
+    referential_integrity: str = _setting(
+        "strict",
+        _choice_kind("strict", "lenient"),
+        "strict: devices need a tenant, credentials a device, as in Hono 2.7. lenient: neither, as in Hono 1.2.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """Searching tenants and devices."""
+
+    page_offset_unit: str = _setting(
+        "items", _choice_kind("items", "pages"), "What `pageOffset` counts; pages: as in Hono 2.7 with MongoDB."
+    )
+    empty_result: str = _setting(
+        "404",
+        _choice_kind("404", "200"),
+        "Status of a search without a match: 404 as in Hono 2.7, or 200 with an empty result.",
+    )
+    timeout: float = _setting(
+        10.0, _duration_kind(0.1), "A search that takes longer is given up and answered with 503."
+    )
+    workers: int = _setting(2, _whole_kind(1, 64), "Searches that run side by side; up to 64 may wait or run.")
+    expensive_rows: int = _setting(
+        100_000, _whole_kind(1), "A search that looks at so many rows one by one is logged and counted as expensive."
     )
 
 
@@ -679,6 +723,8 @@ class Config:
     tenants: TenantsConfig = field(default_factory=TenantsConfig)
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     credentials: CredentialsConfig = field(default_factory=CredentialsConfig)
+    management: ManagementConfig = field(default_factory=ManagementConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     provisioning: ProvisioningConfig = field(default_factory=ProvisioningConfig)
     device_connection: DeviceConnectionConfig = field(default_factory=DeviceConnectionConfig)
     log: LogConfig = field(default_factory=LogConfig)

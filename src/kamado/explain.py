@@ -4,6 +4,7 @@ Adapters and devices never see a reason, since it would help somebody who guesse
 same database, with every right, and nothing is stored: what provisioning would write is undone.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TypeVar
@@ -12,7 +13,7 @@ from kamado.auth import LOCAL_OPERATOR
 from kamado.document import decode
 from kamado.errors import Reason, RegistryError, Unavailable
 from kamado.lookup import Answer, LookupService
-from kamado.store import Lookups, Store, Transaction, Work
+from kamado.store import Lookups, Searches, Store, Transaction, Work
 
 __all__ = ["SENTENCES", "DryRunStore", "Explainer", "Explanation"]
 
@@ -222,6 +223,10 @@ class DryRunStore:
     def waiting_writes(self) -> int:
         """Those of the real store."""
         return self._store.waiting_writes
+
+    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+        """Search."""
+        return await self._store.search(work)
 
     async def ping(self) -> None:
         """Ask the real store."""

@@ -1,12 +1,16 @@
-"""What operators ask: create, get, update and delete tenants and devices, get and set a device's credentials.
+"""What operators ask: create, get, update, delete and search tenants and devices, get and set a device's credentials.
 
 Each use case is handed its `Principal`, checks in the order of management 3.15 and runs in one transaction of the
 store; each success makes a new version. Knows nothing of HTTP: documents are JSON values, errors are `RegistryError`s.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 from kamado.auth import Principal
@@ -24,9 +28,14 @@ from kamado.devices import Device, device_document, parse_device
 from kamado.document import Identifiers, JsonObject, format_timestamp, new_id
 from kamado.errors import Conflict, Forbidden, NotFound, PreconditionFailed
 from kamado.passwords import PasswordHasher
+from kamado.search import Query
 from kamado.store import (
     Change,
     ChangeKind,
+    Found,
+    FoundDevice,
+    FoundTenant,
+    Slice,
     Store,
     StoredCredentials,
     StoredDevice,
@@ -41,11 +50,15 @@ from kamado.tenants import (
     tenant_document,
 )
 
-__all__ = ["ANY_VERSION", "Expected", "Management", "ManagementSettings", "Versioned"]
+__all__ = ["ANY_VERSION", "Expected", "Management", "ManagementSettings", "Resource", "Versioned"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 _X509: Final = "x509-cert"
+_SLICE: Final = 1000
+"""Devices that are deleted in one transaction: some 30 ms in which no other write gets its turn."""
 
 
 class Versioned(NamedTuple, Generic[T]):
@@ -97,12 +110,36 @@ def _bare(tag: str) -> str:
     return tag
 
 
+class Resource(StrEnum):
+    """What may be closed to changes."""
+
+    TENANTS = "tenants"
+    DEVICES = "devices"
+    CREDENTIALS = "credentials"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagementSettings:
-    """Limits of the whole registry; a tenant's own limit goes before (management 5.7). -1 for none."""
+    """What holds for the whole registry."""
 
     max_devices_per_tenant: int = -1
+    """-1 for no limit; a tenant's own limit goes before (management 5.7)."""
     max_credentials_per_device: int = -1
+    """As above."""
+    is_lenient: bool = False
+    """Devices need no tenant, and credentials neither tenant nor device (management 8.1)."""
+    read_only: bool = False
+    """Nothing may be changed at all."""
+    unmodifiable: frozenset[Resource] = frozenset()
+    """What may be created, but neither updated nor deleted (`modificationEnabled` of Hono 1.2)."""
+    empty_search_is_found: bool = False
+    """A search without a match has an empty result; otherwise it is not found, as in Hono 2.7 (management 7.5)."""
+    expensive_search: int = 100_000
+    """Rows from which on a search that looks at so many is logged and counted as expensive."""
+
+
+ObserveSearch = Callable[[str, int, float, bool], None]
+"""Told of each search: of what (`tenants`, `devices`), rows looked at, seconds, whether it was expensive."""
 
 
 class Management:
@@ -113,8 +150,9 @@ class Management:
         passwords: Hashes passwords given in the clear.
         identifiers: The rules for ids.
         credential_rules: The rules for credentials.
-        settings: Limits.
+        settings: See there.
         clock: The time now, aware UTC.
+        observe_search: See there.
     """
 
     def __init__(  # noqa: PLR0917 - the parts it is built of
@@ -125,8 +163,10 @@ class Management:
         credential_rules: CredentialRules,
         settings: ManagementSettings,
         clock: Callable[[], datetime],
+        observe_search: ObserveSearch = lambda *_: None,
     ) -> None:
         self._store = store
+        self._observe_search = observe_search
         self._passwords = passwords
         self._identifiers = identifiers
         self._rules = credential_rules
@@ -152,6 +192,7 @@ class Management:
 
         Raises:
             BadRequest: The id or a member breaks a rule.
+            Forbidden: The registry is read only.
             Conflict: The id, the alias or a trust anchor's subject DN is taken.
         """
         tenant_id = new_id() if tenant_id is None else self._identifiers.check_tenant_id(tenant_id)
@@ -162,13 +203,41 @@ class Management:
             tenant=Tenant() if document is None else parse_tenant(document),
         )
 
-        async def create(transaction: Transaction) -> None:
+        async def create(transaction: Transaction, *, purge: bool = not self._settings.is_lenient) -> None:
             await _check_trust_anchors(transaction, tenant_id, stored.tenant)
-            await transaction.insert_tenant(stored)
+            await transaction.insert_tenant(stored, purge=purge)
             await _record(transaction, principal, ChangeKind.TENANT, tenant_id, tenant_id, after=stored.version)
 
+        async def rehearse(transaction: Transaction) -> None:
+            await create(transaction, purge=False)
+            raise _Rehearsed
+
+        self._check_may_write()
+        if not self._settings.is_lenient and await self._has_many_left_overs(tenant_id):
+            # Not all in one transaction, for which everybody else would have to wait; and not before it is certain
+            # that the tenant can be created.
+            with suppress(_Rehearsed):
+                await self._store.write(rehearse)
+            await self._delete_left_overs(tenant_id)
         await self._store.write(create)
         return Versioned(tenant_id, stored.version)
+
+    async def _has_many_left_overs(self, tenant_id: str) -> bool:
+        return await self._store.read(lambda transaction: transaction.count_devices(tenant_id)) > _SLICE
+
+    async def _delete_left_overs(self, tenant_id: str) -> None:
+        """Delete most of what a deleted tenant left behind, unless somebody else creates it meanwhile."""
+        now, after = self._clock(), ""
+
+        async def delete(transaction: Transaction) -> Slice:
+            if await transaction.find_tenant(tenant_id) is not None:
+                return Slice(0, None)
+            return await transaction.delete_devices(tenant_id, after, _SLICE, now)
+
+        last: str | None = ""
+        while last is not None:
+            after = last
+            _, last = await self._store.write(delete)
 
     async def get_tenant(self, principal: Principal, tenant_id: str) -> Versioned[JsonObject]:
         """Get a tenant by its id, never by its alias.
@@ -195,12 +264,14 @@ class Management:
 
         Raises:
             BadRequest: The id or a member breaks a rule.
+            Forbidden: Tenants may not be modified.
             NotFound: There is none.
             Conflict: The alias or a trust anchor's subject DN is taken.
             PreconditionFailed: It has another version than expected.
         """
         self._identifiers.check_tenant_id(tenant_id)
         tenant = parse_tenant(document)
+        self._check_may_write(Resource.TENANTS)
         version, now = new_id(), self._clock()
 
         async def update(transaction: Transaction) -> None:
@@ -220,10 +291,12 @@ class Management:
 
         Raises:
             BadRequest: The id breaks its rule.
+            Forbidden: Tenants may not be modified.
             NotFound: There is none.
             PreconditionFailed: It has another version than expected.
         """
         self._identifiers.check_tenant_id(tenant_id)
+        self._check_may_write(Resource.TENANTS)
 
         async def delete(transaction: Transaction) -> None:
             stored = await _get_tenant(transaction, tenant_id)
@@ -232,6 +305,49 @@ class Management:
             await _record(transaction, principal, ChangeKind.TENANT, tenant_id, tenant_id, before=stored.version)
 
         await self._store.write(delete)
+
+    async def search_tenants(self, principal: Principal, query: Query) -> JsonObject:
+        """Search tenants (management 7).
+
+        Returns:
+            The result object of management 7.5.
+
+        Raises:
+            NotFound: No tenant matches.
+            Unavailable: The search took too long, or too many wait.
+        """
+        started = time.perf_counter()
+        found = await self._store.search(lambda searches: searches.find_tenants(query))
+        self._observe("tenants", None, query, found, started)
+        return self._result(found, [{"id": tenant.tenant_id, **tenant.document} for tenant in found.results])
+
+    def _observe(
+        self,
+        kind: str,
+        tenant_id: str | None,
+        query: Query,
+        found: Found[FoundTenant] | Found[FoundDevice],
+        started: float,
+    ) -> None:
+        seconds = time.perf_counter() - started
+        is_expensive = found.scanned >= self._settings.expensive_search
+        self._observe_search(kind, found.scanned, seconds, is_expensive)
+        if is_expensive:
+            _log.info(
+                "expensive search",
+                extra={
+                    "tenant_id": tenant_id,
+                    "filters": ["/" + "/".join(condition.pointer) for condition in query.filters],
+                    "sorts": ["/" + "/".join(sort.pointer) for sort in query.sorts],
+                    "scanned": found.scanned,
+                    "duration": round(seconds, 3),
+                },
+            )
+
+    def _result(self, found: Found[FoundTenant] | Found[FoundDevice], results: list[JsonObject]) -> JsonObject:
+        if not found.total and not self._settings.empty_search_is_found:
+            raise NotFound("nothing matches")
+        return {"total": found.total, "result": results}
 
     # Devices (management 5.6)
 
@@ -254,7 +370,7 @@ class Management:
         Raises:
             BadRequest: An id or a member breaks a rule.
             NotFound: There is no such tenant.
-            Forbidden: The tenant has as many devices as it may.
+            Forbidden: The tenant has as many devices as it may, or the registry is read only.
             Conflict: The id is taken.
         """
         self._identifiers.check_tenant_id(tenant_id)
@@ -266,18 +382,20 @@ class Management:
             created=self._clock(),
             device=Device() if document is None else parse_device(document),
         )
-        credentials = StoredCredentials(tenant_id=tenant_id, device_id=device_id, version=new_id())
+        fresh = StoredCredentials(tenant_id=tenant_id, device_id=device_id, version=new_id())
+        self._check_may_write()
 
         async def create(transaction: Transaction) -> None:
-            tenant = (await _get_tenant(transaction, tenant_id)).tenant
+            tenant = await self._get_owner(transaction, tenant_id)
             limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
             if limit >= 0 and await transaction.count_devices(tenant_id) >= limit:
                 raise Forbidden(f"max-devices: the tenant may not have more than {limit}")
-            await transaction.insert_device(stored, credentials)
+            # With lenient integrity its credentials may be there already, and stay.
+            present = await transaction.find_credentials(tenant_id, device_id) if self._settings.is_lenient else None
+            await transaction.insert_device(stored, fresh if present is None else replace(present, credentials=()))
             await _record(transaction, principal, ChangeKind.DEVICE, tenant_id, device_id, after=stored.version)
-            await _record(
-                transaction, principal, ChangeKind.CREDENTIALS, tenant_id, device_id, after=credentials.version
-            )
+            if present is None:
+                await _record(transaction, principal, ChangeKind.CREDENTIALS, tenant_id, device_id, after=fresh.version)
 
         await self._store.write(create)
         return Versioned(device_id, stored.version)
@@ -292,7 +410,7 @@ class Management:
         self._check_ids(tenant_id, device_id)
 
         async def get(transaction: Transaction) -> StoredDevice:
-            await _get_tenant(transaction, tenant_id)
+            await self._get_owner(transaction, tenant_id)
             return await _get_device(transaction, tenant_id, device_id)
 
         stored = await self._store.read(get)
@@ -313,15 +431,17 @@ class Management:
 
         Raises:
             BadRequest: An id or a member breaks a rule.
+            Forbidden: Devices may not be modified.
             NotFound: There is no such tenant or device.
             PreconditionFailed: It has another version than expected.
         """
         self._check_ids(tenant_id, device_id)
         device = parse_device(document)
         version, now = new_id(), self._clock()
+        self._check_may_write(Resource.DEVICES)
 
         async def update(transaction: Transaction) -> None:
-            await _get_tenant(transaction, tenant_id)
+            await self._get_owner(transaction, tenant_id)
             stored = await _get_device(transaction, tenant_id, device_id)
             expected.check(stored.version)
             await transaction.update_device(replace(stored, version=version, updated=now, device=device))
@@ -339,15 +459,17 @@ class Management:
 
         Raises:
             BadRequest: An id breaks its rule.
+            Forbidden: Devices may not be modified.
             NotFound: There is no such device.
             PreconditionFailed: It has another version than expected.
         """
         self._check_ids(tenant_id, device_id)
+        self._check_may_write(Resource.DEVICES)
 
         async def delete(transaction: Transaction) -> None:
             stored = await _get_device(transaction, tenant_id, device_id)
             expected.check(stored.version)
-            credentials = await _get_credentials(transaction, tenant_id, device_id)
+            credentials = await self._get_credentials(transaction, tenant_id, device_id)
             await transaction.delete_device(tenant_id, device_id)
             await _record(transaction, principal, ChangeKind.DEVICE, tenant_id, device_id, before=stored.version)
             await _record(
@@ -355,6 +477,66 @@ class Management:
             )
 
         await self._store.write(delete)
+
+    async def delete_all_devices(self, principal: Principal, tenant_id: str) -> int:
+        """Delete all devices that a tenant has now, with their credentials (management 5.6, 8.2, 8.3).
+
+        Done in slices, so that other writes and look-ups go on meanwhile. Cancelled or interrupted, it leaves the
+        devices that it has not come to; a retry goes on. What is created meanwhile stays.
+
+        Args:
+            principal: The caller.
+            tenant_id: The tenant; it may be gone already.
+
+        Returns:
+            How many devices there were.
+
+        Raises:
+            BadRequest: The id breaks its rule.
+            Forbidden: Devices may not be modified.
+            Unavailable: The database cannot be written now; some devices may have been deleted.
+        """
+        self._identifiers.check_tenant_id(tenant_id)
+        self._check_may_write(Resource.DEVICES)
+        now, after, deleted = self._clock(), "", 0
+
+        async def delete(transaction: Transaction) -> Slice:
+            done = await transaction.delete_devices(tenant_id, after, _SLICE, now)
+            if done.number:
+                await _record(transaction, principal, ChangeKind.ALL_DEVICES, tenant_id, tenant_id, before="*")
+            return done
+
+        async def delete_sets(transaction: Transaction) -> Slice:
+            return await transaction.delete_credential_sets(tenant_id, after, _SLICE)
+
+        for step in (delete, delete_sets) if self._settings.is_lenient else (delete,):
+            last: str | None = ""
+            while last is not None:
+                after = last
+                number, last = await self._store.write(step)
+                deleted += number if step is delete else 0
+        return deleted
+
+    async def search_devices(self, principal: Principal, tenant_id: str, query: Query) -> JsonObject:
+        """Search the devices of a tenant (management 7).
+
+        Returns:
+            The result object of management 7.5.
+
+        Raises:
+            BadRequest: The id breaks its rule.
+            NotFound: There is no such tenant, or no device matches.
+            Unavailable: The search took too long, or too many wait.
+        """
+        self._identifiers.check_tenant_id(tenant_id)
+        started = time.perf_counter()
+        found = await self._store.search(lambda searches: searches.find_devices(tenant_id, query))
+        self._observe("devices", tenant_id, query, found, started)
+        if not found.has_tenant and not self._settings.is_lenient:
+            raise NotFound(f"there is no tenant {tenant_id}")
+        return self._result(
+            found, [{"id": device.device_id, **device.document, "status": _status(device)} for device in found.results]
+        )
 
     # Credentials (management 6.11)
 
@@ -370,8 +552,8 @@ class Management:
         self._check_ids(tenant_id, device_id)
 
         async def get(transaction: Transaction) -> StoredCredentials:
-            await _get_tenant(transaction, tenant_id)
-            return await _get_credentials(transaction, tenant_id, device_id)
+            await self._get_owner(transaction, tenant_id)
+            return await self._get_credentials(transaction, tenant_id, device_id)
 
         stored = await self._store.read(get)
         reveal = principal.may_reveal_secrets
@@ -397,7 +579,7 @@ class Management:
         Raises:
             BadRequest: An id or a member breaks a rule, or a secret refers to one that is not stored.
             NotFound: There is no such tenant or device.
-            Forbidden: The tenant allows fewer credentials per device.
+            Forbidden: The tenant allows fewer credentials per device, or credentials may not be modified.
             PreconditionFailed: The set has another version than expected.
             Conflict: A pair of type and auth-id belongs to another device.
             Unavailable: Too many passwords wait to be hashed.
@@ -407,11 +589,12 @@ class Management:
         updates = parse_credentials(document, rules=self._rules, trust_anchors=(), now=now)
         has_certificate = _has_certificate(document)
         version = new_id()
+        self._check_may_write(Resource.CREDENTIALS)
 
         async def prepare(
             transaction: Transaction, hashes: Sequence[str]
-        ) -> tuple[StoredCredentials, Sequence[Credential]]:
-            tenant = (await _get_tenant(transaction, tenant_id)).tenant
+        ) -> tuple[StoredCredentials | None, Sequence[Credential]]:
+            tenant = await self._get_owner(transaction, tenant_id)
             requested: tuple[CredentialUpdate, ...] = updates
             if has_certificate and tenant.trust_anchors:
                 # A trust anchor may have a template for the auth-id (management 6.5).
@@ -419,11 +602,15 @@ class Management:
             limit = find_max_credentials_per_device(tenant, self._settings.max_credentials_per_device)
             if 0 <= limit < len(requested):
                 raise Forbidden(f"max-credentials-per-device: a device may not have more than {limit}")
-            stored = await _get_credentials(transaction, tenant_id, device_id)
-            expected.check(stored.version)
+            stored = await transaction.find_credentials(tenant_id, device_id)
+            if not self._settings.is_lenient and (stored is None or not stored.has_device):
+                raise NotFound(f"tenant {tenant_id} has no device {device_id}")
+            if stored is not None:
+                expected.check(stored.version)
             # A request that was read twice has its passwords in the same order.
             by_password = dict(zip(plain_passwords(requested), hashes, strict=True))
-            return stored, merge(stored.credentials, with_hashes(requested, by_password))
+            present = () if stored is None else stored.credentials
+            return stored, merge(present, with_hashes(requested, by_password))
 
         async def rehearse(transaction: Transaction) -> None:
             await prepare(transaction, [""] * len(passwords))
@@ -441,7 +628,7 @@ class Management:
                 ChangeKind.CREDENTIALS,
                 tenant_id,
                 device_id,
-                before=stored.version,
+                before=None if stored is None else stored.version,
                 after=version,
             )
 
@@ -456,6 +643,36 @@ class Management:
         self._identifiers.check_tenant_id(tenant_id)
         self._identifiers.check_device_id(device_id)
 
+    def _check_may_write(self, modified: Resource | None = None) -> None:
+        """Check that something may be created or, if it is named, updated or deleted.
+
+        Raises:
+            Forbidden: It may not.
+        """
+        if self._settings.read_only:
+            raise Forbidden("the registry is read only (management.read_only)")
+        if modified in self._settings.unmodifiable:
+            raise Forbidden(f"{modified} cannot be changed or deleted ({modified}.modification_enabled)")
+
+    async def _get_owner(self, transaction: Transaction, tenant_id: str) -> Tenant:
+        """Get the tenant that a device belongs to; with lenient integrity one with all defaults if there is none."""
+        stored = await transaction.find_tenant(tenant_id)
+        if stored is not None:
+            return stored.tenant
+        if self._settings.is_lenient:
+            return Tenant()
+        raise NotFound(f"there is no tenant {tenant_id}")
+
+    async def _get_credentials(self, transaction: Transaction, tenant_id: str, device_id: str) -> StoredCredentials:
+        stored = await transaction.find_credentials(tenant_id, device_id)
+        if stored is None or not (stored.has_device or self._settings.is_lenient):
+            raise NotFound(f"tenant {tenant_id} has no device {device_id}")
+        return stored
+
+
+class _Rehearsed(Exception):
+    """Undoes a transaction that was made to see whether it can be."""
+
 
 async def _get_tenant(transaction: Transaction, tenant_id: str) -> StoredTenant:
     stored = await transaction.find_tenant(tenant_id)
@@ -466,13 +683,6 @@ async def _get_tenant(transaction: Transaction, tenant_id: str) -> StoredTenant:
 
 async def _get_device(transaction: Transaction, tenant_id: str, device_id: str) -> StoredDevice:
     stored = await transaction.find_device(tenant_id, device_id)
-    if stored is None:
-        raise NotFound(f"tenant {tenant_id} has no device {device_id}")
-    return stored
-
-
-async def _get_credentials(transaction: Transaction, tenant_id: str, device_id: str) -> StoredCredentials:
-    stored = await transaction.find_credentials(tenant_id, device_id)
     if stored is None:
         raise NotFound(f"tenant {tenant_id} has no device {device_id}")
     return stored
@@ -512,7 +722,7 @@ async def _record(
     )
 
 
-def _status(stored: StoredDevice) -> JsonObject:
+def _status(stored: StoredDevice | FoundDevice) -> JsonObject:
     """Return the `status` of a device (management 5.4)."""
     status: JsonObject = {"created": format_timestamp(stored.created)}
     if stored.updated is not None:

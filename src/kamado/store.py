@@ -1,10 +1,11 @@
 """What the core asks of storage, and what storage may rely on.
 
-The rules live above this line, the SQL below it. Three doors lead through:
+The rules live above this line, the SQL below it. Four doors lead through:
 
 * `Store.write` runs a use case in **one** transaction: durable when it returns, without a trace when it raises.
 * `Store.read` runs reads on one consistent snapshot.
 * `Store.lookups` are the point reads of the adapters' hot path, each a single statement.
+* `Store.search` runs what may have to look at many rows, beside everything else and not for longer than it may take.
 
 A use case is a coroutine function that awaits nothing but methods of the `Transaction` it is handed: an engine that
 runs in a thread of its own (SQLite) drives it there without an event loop, and groups what waits at the same moment
@@ -17,10 +18,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from kamado.credentials import Credential
 from kamado.devices import Device
+from kamado.document import JsonObject
+from kamado.search import Query
 from kamado.tenants import Tenant
 
 __all__ = [
@@ -28,11 +31,16 @@ __all__ = [
     "ChangeKind",
     "CredentialRow",
     "DamagedRow",
+    "Found",
+    "FoundDevice",
+    "FoundTenant",
     "Identity",
     "Lookups",
     "Operator",
     "OperatorRow",
     "RegistrationRow",
+    "Searches",
+    "Slice",
     "Store",
     "StoredCredentials",
     "StoredDevice",
@@ -76,6 +84,8 @@ class StoredCredentials:
     device_id: str
     version: str
     credentials: tuple[Credential, ...] = ()
+    has_device: bool = True
+    """Whether the device exists: with lenient referential integrity (management 8.1) its credentials may be first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +125,8 @@ class ChangeKind(StrEnum):
     TENANT = "tenant"
     DEVICE = "device"
     CREDENTIALS = "credentials"
+    ALL_DEVICES = "all-devices"
+    """All devices that a tenant had, with their credentials."""
     IDENTITY = "identity"
     OPERATOR = "operator"
 
@@ -136,6 +148,15 @@ class Change:
     after: str | None
 
 
+class Slice(NamedTuple):
+    """A part of something that is done in several transactions."""
+
+    number: int
+    """What was done in this one."""
+    last: str | None
+    """Where the next one goes on; `None` if there is nothing left."""
+
+
 class Transaction(Protocol):
     """One transaction. Its methods may be awaited in order only, never side by side.
 
@@ -151,8 +172,12 @@ class Transaction(Protocol):
         Management 4.7: a DN may be shared only inside one trust anchor group; equality as in provisioning 7.6.
         """
 
-    async def insert_tenant(self, stored: StoredTenant) -> None:
-        """Insert a tenant; purge what a deleted tenant of the same id left behind (management 8.3).
+    async def insert_tenant(self, stored: StoredTenant, *, purge: bool = True) -> None:
+        """Insert a tenant.
+
+        Args:
+            stored: The tenant.
+            purge: Remove what a deleted tenant of the same id left behind (management 8.3).
 
         Raises:
             Conflict: The id, the alias or a trust anchor's subject DN is taken; the text says which.
@@ -187,8 +212,24 @@ class Transaction(Protocol):
     async def delete_device(self, tenant_id: str, device_id: str) -> None:
         """Delete a device and its credentials."""
 
+    async def delete_devices(self, tenant_id: str, after: str, limit: int, created_until: datetime) -> Slice:
+        """Delete the next devices of a tenant, with their credentials, in the order of their ids.
+
+        Args:
+            tenant_id: The tenant, which need not exist any more.
+            after: Where the last slice ended; empty for the first.
+            limit: Devices to look at.
+            created_until: Devices that were created later stay.
+        """
+
+    async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
+        """Delete the next credentials sets of devices that do not exist, as `delete_devices` does devices."""
+
     async def find_credentials(self, tenant_id: str, device_id: str) -> StoredCredentials | None:
-        """Find the credentials set of a device; `None` only if there is no such device."""
+        """Find the credentials set of a device; `None` if it has none, as one that does not exist.
+
+        With lenient referential integrity (management 8.1) a set may be there before its device.
+        """
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
         """Find the device id and the credential of a pair of type and auth-id."""
@@ -309,6 +350,51 @@ class Lookups(Protocol):
 
 
 T = TypeVar("T")
+
+
+class FoundTenant(NamedTuple):
+    """A tenant that a search found."""
+
+    tenant_id: str
+    document: JsonObject
+    """The read representation."""
+
+
+class FoundDevice(NamedTuple):
+    """A device that a search found."""
+
+    device_id: str
+    created: datetime
+    updated: datetime | None
+    auto_provisioned: bool
+    notification_sent: bool
+    document: JsonObject
+    """The read representation without `status`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found(Generic[T]):
+    """A page of a search."""
+
+    total: int
+    """All that matches, regardless of the page."""
+    results: tuple[T, ...]
+    scanned: int
+    """Candidates that were looked at one by one: what the search has cost."""
+    has_tenant: bool = True
+    """Whether the tenant that was searched exists, at the same moment."""
+
+
+class Searches(Protocol):
+    """Searching, on one snapshot (management 7)."""
+
+    async def find_tenants(self, query: Query) -> Found[FoundTenant]:
+        """Find tenants."""
+
+    async def find_devices(self, tenant_id: str, query: Query) -> Found[FoundDevice]:
+        """Find devices of a tenant, also left-overs of one that was deleted."""
+
+
 Work = Callable[[Transaction], Awaitable[T]]
 
 
@@ -344,6 +430,13 @@ class Store(Protocol):
     @property
     def waiting_writes(self) -> int:
         """How many writes wait or run."""
+
+    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+        """Run searches on one snapshot, beside everything else that goes on. Cancelled, they end soon.
+
+        Raises:
+            Unavailable: The database cannot be read now, too many searches wait, or this one has taken too long.
+        """
 
     async def ping(self) -> None:
         """Prove that the database answers (readiness).

@@ -11,7 +11,7 @@ ROWS = [
     {"errors"},
     {"document"},
     {"x509"},
-    {"tenants", "devices", "credentials"},
+    {"tenants", "devices", "credentials", "search"},
     {"store", "passwords"},
     {"auth"},
     {"provisioning"},

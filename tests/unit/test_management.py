@@ -89,7 +89,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(directory: Path, **limits: int) -> AsyncIterator[Bench]:
+async def bench(directory: Path, **limits: Any) -> AsyncIterator[Bench]:
     store = await open_store(f"sqlite:///{directory / 'registry.db'}")
     hasher = CountingHasher()
     listening = ListeningStore(store)

@@ -17,7 +17,7 @@ from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 from kamado.document import Identifiers
 from kamado.errors import BadRequest, Forbidden, NotFound, Reason, RegistryError
 from kamado.provisioning import ProvisionedCredential, ProvisioningService, ProvisioningSettings
-from kamado.store import Change, ChangeKind, Lookups, Store, Transaction, Work
+from kamado.store import Change, ChangeKind, Lookups, Searches, Store, Transaction, Work
 
 T = TypeVar("T")
 
@@ -390,6 +390,9 @@ class StoreThat:
     @property
     def waiting_writes(self) -> int:
         return self._store.waiting_writes
+
+    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+        return await self._store.search(work)
 
     async def ping(self) -> None: ...
 

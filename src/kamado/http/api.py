@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
 
 from kamado.auth import Principal
 from kamado.document import JsonObject, decode, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, RegistryError, TooLarge, Unauthorized, Unavailable
 from kamado.management import Expected, Management
+from kamado.search import Query, parse_query
 
 __all__ = ["CONTENT_TYPE", "Access", "Api", "ApiSettings", "Headers", "Receive", "Send", "encode_error", "respond"]
 
@@ -37,6 +38,7 @@ Observe = Callable[[str, str, int, float], None]
 CONTENT_TYPE: Final = b"application/json; charset=utf-8"
 _MAX_DISCARDED: Final = 8 * 1024 * 1024
 """Bytes of an unwanted body that are read and thrown away so that its sender sees the answer."""
+_MAX_PARAMETERS: Final = 100
 _MEDIA_TYPE: Final = b"application/json"
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNESCAPED_IN_LOCATION: Final = "!$&'()*+,;=:@"
@@ -54,6 +56,8 @@ class ApiSettings:
     is_local: bool = False
     """Nobody has to log in, because only this machine can call: then the `Host` must be this machine, too."""
     realm: str = "Hono"
+    page_offset_in_pages: bool = False
+    """`pageOffset` of a search counts pages, as in Hono 2.7 with MongoDB, not items (management 7.1)."""
     timeout: float = 30.0
     """Seconds for everything that a request may have to wait for, once it has arrived."""
 
@@ -78,6 +82,8 @@ class Request:
     method: str
     path: str
     """Raw."""
+    query: str
+    """Raw, what follows the `?`."""
     receive: Receive
     content_type: bytes | None = None
     content_length: bytes | None = None
@@ -132,14 +138,18 @@ class Api:
         self._settings = settings
         self._access = access
         self._observe = observe
-        self._tenants: dict[str, Handler] = {"POST": self._create_tenant}
+        self._tenants: dict[str, Handler] = {"GET": self._search_tenants, "POST": self._create_tenant}
         self._tenant: dict[str, Handler] = {
             "GET": self._get_tenant,
             "POST": self._create_tenant,
             "PUT": self._update_tenant,
             "DELETE": self._delete_tenant,
         }
-        self._devices: dict[str, Handler] = {"POST": self._create_device}
+        self._devices: dict[str, Handler] = {
+            "GET": self._search_devices,
+            "POST": self._create_device,
+            "DELETE": self._delete_all_devices,
+        }
         self._device: dict[str, Handler] = {
             "GET": self._get_device,
             "POST": self._create_device,
@@ -196,7 +206,7 @@ class Api:
             return Answer(204, headers=_preflight_headers(handlers))
         handler = handlers.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
-            raise _method_not_allowed(request.method, handlers, handlers is self._tenants or handlers is self._devices)
+            raise MethodNotAllowed(f"{request.method} is not supported on this path", _methods(handlers))
         assert request.principal is not None
         return await handler(request, request.principal, ids)
 
@@ -251,6 +261,10 @@ class Api:
         await self._management.delete_tenant(principal, ids[0], Expected.parse(request.if_match))
         return Answer(204)
 
+    async def _search_tenants(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        query = self._parse_query(request, for_devices=False)
+        return Answer(200, encode(await self._management.search_tenants(principal, query)))
+
     # Devices
 
     async def _create_device(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
@@ -274,6 +288,24 @@ class Api:
     async def _delete_device(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
         await self._management.delete_device(principal, ids[0], ids[1], Expected.parse(request.if_match))
         return Answer(204)
+
+    async def _delete_all_devices(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        # However long it takes: it goes on, slice by slice, and to give it up would only mean to do it again.
+        assert request.time_limit is not None
+        request.time_limit.reschedule(None)
+        await self._management.delete_all_devices(principal, ids[0])
+        return Answer(204)
+
+    async def _search_devices(self, request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        query = self._parse_query(request, for_devices=True)
+        return Answer(200, encode(await self._management.search_devices(principal, ids[0], query)))
+
+    def _parse_query(self, request: Request, *, for_devices: bool) -> Query:
+        return parse_query(
+            _parse_parameters(request.query),
+            for_devices=for_devices,
+            offset_in_pages=self._settings.page_offset_in_pages,
+        )
 
     # Credentials
 
@@ -401,7 +433,12 @@ def _is_local_host(host: str) -> bool:
 
 
 def _take_apart(scope: Any, receive: Receive) -> Request:
-    request = Request(method=scope["method"], path=scope["raw_path"].decode("latin-1"), receive=receive)
+    request = Request(
+        method=scope["method"],
+        path=scope["raw_path"].decode("latin-1"),
+        query=scope["query_string"].decode("latin-1"),
+        receive=receive,
+    )
     for name, value in scope["headers"]:
         if name == b"content-type":
             request.content_type = value
@@ -444,6 +481,18 @@ def _decode(segment: str) -> str:
         raise BadRequest("the path is not UTF-8") from None
 
 
+def _parse_parameters(query: str) -> dict[str, list[str]]:
+    """Read the parameters after the `?`, in which `+` is a blank (management 7.1)."""
+    if _BROKEN_ESCAPE.search(query):
+        raise BadRequest("the query has a % that is not followed by two hexadecimal digits")
+    try:
+        return parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
+    except UnicodeDecodeError:
+        raise BadRequest("the query is not UTF-8") from None
+    except ValueError:
+        raise BadRequest(f"the query has more than {_MAX_PARAMETERS} parameters") from None
+
+
 def _escape(identifier: str) -> str:
     return quote(identifier, safe=_UNESCAPED_IN_LOCATION)
 
@@ -469,15 +518,6 @@ def _preflight_headers(handlers: dict[str, Handler]) -> Headers:
         (b"access-control-allow-methods", ", ".join(_methods(handlers)).encode()),
         (b"access-control-allow-headers", b"content-type,authorization,if-match"),
     )
-
-
-def _method_not_allowed(method: str, handlers: dict[str, Handler], is_collection: bool) -> MethodNotAllowed:
-    text = f"{method} is not supported on this path"
-    if is_collection and method in {"GET", "HEAD"}:
-        text = "this version of the registry cannot search yet"
-    elif is_collection and method == "DELETE":
-        text = "this version of the registry cannot delete all devices of a tenant at once yet"
-    return MethodNotAllowed(text, _methods(handlers))
 
 
 def _fields(request: Request) -> dict[str, object]:

@@ -1,17 +1,19 @@
 """Brings a database to the schema of this version: numbered files, each applied once, in one transaction.
 
 `schema/NNNN_name.sql` is for every dialect; `schema/NNNN_name.DIALECT.sql`, where the dialects must differ, takes its
-place. A released file is never edited. Knows no driver: a dialect hands in a `SchemaSession`.
+place. A released file is never edited. What SQL alone cannot say follows the statements as a step in Python. Knows no
+driver: a dialect hands in a `SchemaSession`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Protocol
 
+from kamado.storage.search import fill_search_tables
 from kamado.storage.sql import NewerSchema, Session, UnusableFile
 
 __all__ = ["Migration", "SchemaSession", "apply_migrations", "find_version", "load_migrations"]
@@ -53,6 +55,12 @@ class Migration:
     number: int
     name: str
     statements: tuple[str, ...]
+    step: Callable[[Session], Awaitable[None]] | None = None
+    """What follows the statements, in the same transaction."""
+
+
+_STEPS: dict[str, Callable[[Session], Awaitable[None]]] = {"search": fill_search_tables}
+"""By the name of the migration."""
 
 
 def load_migrations(dialect: str, directory: Traversable | None = None) -> tuple[Migration, ...]:
@@ -65,7 +73,9 @@ def load_migrations(dialect: str, directory: Traversable | None = None) -> tuple
         number, special = int(match["number"]), match["dialect"] is not None
         if number not in found or special:
             found[number] = match["name"], special, file.read_text(encoding="utf-8")
-    migrations = tuple(Migration(number, found[number][0], _split(found[number][2])) for number in sorted(found))
+    migrations = tuple(
+        Migration(number, name, _split(text), _STEPS.get(name)) for number, (name, _, text) in sorted(found.items())
+    )
     assert [migration.number for migration in migrations] == list(range(1, len(migrations) + 1)), "a number is missing"
     return migrations
 
@@ -134,6 +144,8 @@ async def apply_migrations(
                     await session.run(CREATE_VERSIONS)
                 for statement in migration.statements:
                     await session.run(statement)
+                if migration.step is not None:
+                    await migration.step(session)
                 await session.run(INSERT_VERSION, migration.number, migration.name, now.isoformat())
                 applied.append(migration)
             await session.commit()

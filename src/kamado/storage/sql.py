@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from kamado.credentials import Credential, stored_credential, stored_document
 from kamado.devices import device_document, stored_device
 from kamado.document import JsonObject, decode, encode
 from kamado.errors import Conflict, Unavailable
+from kamado.search import IndexEntry, index_entries
 from kamado.store import (
     Change,
     CredentialRow,
@@ -27,6 +28,7 @@ from kamado.store import (
     Operator,
     OperatorRow,
     RegistrationRow,
+    Slice,
     StoredCredentials,
     StoredDevice,
     StoredTenant,
@@ -45,6 +47,8 @@ __all__ = [
     "StoreSettings",
     "UnusableFile",
     "Value",
+    "document_of",
+    "instant_of",
 ]
 
 
@@ -85,6 +89,12 @@ class StoreSettings:
     """Seconds after which a group takes no further write before its commit."""
     observe: ObserveCommit = lambda *_: None
     """Called from a thread of the store's own."""
+    search_workers: int = 2
+    """Searches that run side by side."""
+    max_waiting_searches: int = 64
+    """Searches that may wait or run; one more is refused."""
+    search_timeout: float = 10.0
+    """Seconds after which a search is given up."""
 
 
 T = TypeVar("T")
@@ -116,6 +126,13 @@ class Session(Protocol):
             Unavailable: The driver failed; the cause is logged.
         """
 
+    async def many(self, statement: str, rows: Sequence[Sequence[Value]]) -> None:
+        """Run a statement that changes rows once for each set of parameters.
+
+        Raises:
+            Unavailable: The driver failed; the cause is logged.
+        """
+
     def array(self, values: Sequence[str]) -> Value:
         """Return the parameter for `= ANY(?n)`."""
 
@@ -137,6 +154,8 @@ PURGE_TENANT = (
     "DELETE FROM credentials WHERE tenant_id = ?1",
     "DELETE FROM credential_sets WHERE tenant_id = ?1",
     "DELETE FROM device_groups WHERE tenant_id = ?1",
+    "DELETE FROM device_members WHERE tenant_id = ?1",
+    "DELETE FROM device_ranges WHERE tenant_id = ?1",
     "DELETE FROM devices WHERE tenant_id = ?1",
     "DELETE FROM tenant_usage WHERE tenant_id = ?1",
 )
@@ -161,7 +180,7 @@ COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
 ADD_DEVICE_TO_COUNT = """
 INSERT INTO tenant_usage (tenant_id, devices) VALUES (?1, 1)
 ON CONFLICT (tenant_id) DO UPDATE SET devices = tenant_usage.devices + 1"""
-TAKE_DEVICE_FROM_COUNT = "UPDATE tenant_usage SET devices = devices - 1 WHERE tenant_id = ?1"
+TAKE_DEVICES_FROM_COUNT = "UPDATE tenant_usage SET devices = devices - ?2 WHERE tenant_id = ?1"
 FIND_DEVICE = """
 SELECT version, created, updated, auto_provisioned, notification_sent, document
 FROM devices WHERE tenant_id = ?1 AND device_id = ?2"""
@@ -175,14 +194,53 @@ UPDATE devices
 SET version = ?1, created = ?2, updated = ?3, auto_provisioned = ?4, notification_sent = ?5, document = ?6
 WHERE tenant_id = ?7 AND device_id = ?8"""
 DELETE_DEVICE = "DELETE FROM devices WHERE tenant_id = ?1 AND device_id = ?2"
+FIND_DEVICE_DOCUMENT = "SELECT document FROM devices WHERE tenant_id = ?1 AND device_id = ?2"
 LIST_GROUPS = "SELECT group_id FROM device_groups WHERE tenant_id = ?1 AND device_id = ?2"
 INSERT_GROUP = "INSERT INTO device_groups (tenant_id, group_id, device_id) VALUES (?1, ?2, ?3)"
 DELETE_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ?2"
 
+# Many devices at once
+
+LIST_NEXT_DEVICES = """
+SELECT device_id, created, document FROM devices WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3"""
+DELETE_SOME_CREDENTIALS = "DELETE FROM credentials WHERE tenant_id = ?1 AND device_id = ANY(?2)"
+DELETE_SOME_SETS = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ANY(?2)"
+DELETE_SOME_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ANY(?2)"
+DELETE_SOME_DEVICES = "DELETE FROM devices WHERE tenant_id = ?1 AND device_id = ANY(?2)"
+LIST_NEXT_SETS = """
+SELECT s.device_id, d.device_id IS NULL
+FROM credential_sets s LEFT JOIN devices d ON d.tenant_id = s.tenant_id AND d.device_id = s.device_id
+WHERE s.tenant_id = ?1 AND s.device_id > ?2 ORDER BY s.device_id LIMIT ?3"""
+
+# What searches go by: the values of documents, and how many devices there are in each range of ids
+
+INSERT_DEVICE_MEMBER = """
+INSERT INTO device_members (tenant_id, member, value, device_id, long_text) VALUES (?1, ?2, ?3, ?4, ?5)"""
+DELETE_DEVICE_MEMBER = """
+DELETE FROM device_members WHERE tenant_id = ?1 AND member = ?2 AND value = ?3 AND device_id = ?4"""
+INSERT_TENANT_MEMBER = "INSERT INTO tenant_members (member, value, tenant_id, long_text) VALUES (?1, ?2, ?3, ?4)"
+DELETE_TENANT_MEMBER = "DELETE FROM tenant_members WHERE member = ?1 AND value = ?2 AND tenant_id = ?3"
+FIND_TENANT_DOCUMENT = "SELECT document FROM tenants WHERE tenant_id = ?1"
+
+ADD_DEVICE_TO_RANGE = """
+UPDATE device_ranges SET devices = devices + 1
+WHERE tenant_id = ?1 AND first_id = (SELECT max(first_id) FROM device_ranges WHERE tenant_id = ?1 AND first_id <= ?2)
+RETURNING first_id, devices"""
+INSERT_RANGE = "INSERT INTO device_ranges (tenant_id, first_id, devices) VALUES (?1, ?2, ?3)"
+SET_RANGE = "UPDATE device_ranges SET devices = ?3 WHERE tenant_id = ?1 AND first_id = ?2"
+FIND_MIDDLE = """
+SELECT device_id FROM devices WHERE tenant_id = ?1 AND device_id >= ?2 ORDER BY device_id LIMIT 1 OFFSET ?3"""
+FIND_RANGE = """
+SELECT first_id FROM device_ranges WHERE tenant_id = ?1 AND first_id <= ?2 ORDER BY first_id DESC LIMIT 1"""
+TAKE_DEVICES_FROM_RANGE = """
+UPDATE device_ranges SET devices = devices - ?3 WHERE tenant_id = ?1 AND first_id = ?2 RETURNING devices"""
+DELETE_RANGE = "DELETE FROM device_ranges WHERE tenant_id = ?1 AND first_id = ?2"
+
 # Credentials
 
 FIND_CREDENTIALS = """
-SELECT s.version, c.document
+SELECT s.version, c.document,
+  EXISTS (SELECT 1 FROM devices d WHERE d.tenant_id = s.tenant_id AND d.device_id = s.device_id)
 FROM credential_sets s
 LEFT JOIN credentials c ON c.tenant_id = s.tenant_id AND c.device_id = s.device_id
 WHERE s.tenant_id = ?1 AND s.device_id = ?2
@@ -247,6 +305,8 @@ WHERE c.tenant_id = ?1 AND c.type = ?2 AND c.auth_id = ?3"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_MAX_RANGE: Final = 2000
+"""Devices of a range that is split in two when there is one more."""
 # A parsed tenant takes some 15 times the space of its text, and there is a cache for each connection.
 _MAX_CACHED_TEXT = 1024 * 1024
 _ENTRY_OVERHEAD = 1024
@@ -260,20 +320,30 @@ def _optional_microseconds(instant: datetime | None) -> int | None:
     return None if instant is None else _microseconds(instant)
 
 
-def _instant(microseconds: int) -> datetime:
+def instant_of(microseconds: int) -> datetime:
+    """Read an instant."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _optional_instant(microseconds: int | None) -> datetime | None:
-    return None if microseconds is None else _instant(microseconds)
+    return None if microseconds is None else instant_of(microseconds)
 
 
 def _text(document: JsonObject) -> str:
     return encode(document).decode()
 
 
-def _parse(parse: Callable[[JsonObject], T], text: str, table: str, *key: str) -> T:
+def document_of(text: str, table: str, *key: str) -> JsonObject:
     """Read the document of the row of `table` with this key.
+
+    Raises:
+        DamagedRow: It cannot be read.
+    """
+    return _parse(lambda document: document, text, table, *key)
+
+
+def _parse(parse: Callable[[JsonObject], T], text: str, table: str, *key: str) -> T:
+    """Read the document of the row of `table` with this key, as something.
 
     Raises:
         DamagedRow: It is none of this kind.
@@ -354,6 +424,8 @@ class SqlTransaction:
         self._one = session.one
         self._all = session.all
         self._run = session.run
+        self._many = session.many
+        self._array = session.array
         self._tenants = _ParsedTenants()
 
     async def find_tenant(self, tenant_id: str) -> StoredTenant | None:
@@ -364,7 +436,7 @@ class SqlTransaction:
         return StoredTenant(
             tenant_id=tenant_id,
             version=version,
-            created=_instant(created),
+            created=instant_of(created),
             updated=_optional_instant(updated),
             tenant=self._tenants.get(tenant_id, text),
         )
@@ -379,32 +451,38 @@ class SqlTransaction:
                 return subject_dn
         return None
 
-    async def insert_tenant(self, stored: StoredTenant) -> None:
+    async def insert_tenant(self, stored: StoredTenant, *, purge: bool = True) -> None:
+        document = tenant_document(stored.tenant)
         inserted = await self._run(
             INSERT_TENANT,
             stored.tenant_id,
             stored.version,
             _microseconds(stored.created),
             _optional_microseconds(stored.updated),
-            _text(tenant_document(stored.tenant)),
+            _text(document),
         )
         if not inserted:
             raise Conflict(f"tenant {stored.tenant_id} exists already")
-        for statement in PURGE_TENANT:
-            await self._run(statement, stored.tenant_id)
+        if purge:
+            for statement in PURGE_TENANT:
+                await self._run(statement, stored.tenant_id)
+        await self._index_tenant(stored.tenant_id, set(), index_entries(document))
         await self._put_alias(stored.tenant_id, stored.tenant.alias)
         await self._put_anchors(stored.tenant_id, stored.tenant)
 
     async def update_tenant(self, stored: StoredTenant) -> None:
+        document = tenant_document(stored.tenant)
+        before = await self._find_tenant_entries(stored.tenant_id)
         updated = await self._run(
             UPDATE_TENANT,
             stored.version,
             _microseconds(stored.created),
             _optional_microseconds(stored.updated),
-            _text(tenant_document(stored.tenant)),
+            _text(document),
             stored.tenant_id,
         )
         assert updated, "there is no such tenant"
+        await self._index_tenant(stored.tenant_id, before, index_entries(document))
         await self._run(DELETE_ALIAS, stored.tenant_id)
         await self._put_alias(stored.tenant_id, stored.tenant.alias)
         await self._put_anchors(stored.tenant_id, stored.tenant)
@@ -412,7 +490,16 @@ class SqlTransaction:
     async def delete_tenant(self, tenant_id: str) -> None:
         await self._release_anchors(tenant_id, await self._all(LIST_ANCHOR_NAMES, tenant_id))
         await self._run(DELETE_ALIAS, tenant_id)
+        await self._index_tenant(tenant_id, await self._find_tenant_entries(tenant_id), set())
         await self._run(DELETE_TENANT, tenant_id)
+
+    async def _find_tenant_entries(self, tenant_id: str) -> set[IndexEntry]:
+        row = await self._one(FIND_TENANT_DOCUMENT, tenant_id)
+        return set() if row is None else index_entries(document_of(row[0], "tenants", tenant_id))
+
+    async def _index_tenant(self, tenant_id: str, before: set[IndexEntry], after: set[IndexEntry]) -> None:
+        await self._many(DELETE_TENANT_MEMBER, [(member, key, tenant_id) for member, key, _ in before - after])
+        await self._many(INSERT_TENANT_MEMBER, [(member, key, tenant_id, text) for member, key, text in after - before])
 
     async def _put_alias(self, tenant_id: str, alias: str | None) -> None:
         if alias is not None and not await self._run(INSERT_ALIAS, alias, tenant_id):
@@ -452,7 +539,7 @@ class SqlTransaction:
             tenant_id=tenant_id,
             device_id=device_id,
             version=version,
-            created=_instant(created),
+            created=instant_of(created),
             updated=_optional_instant(updated),
             auto_provisioned=bool(auto_provisioned),
             notification_sent=bool(notification_sent),
@@ -460,6 +547,7 @@ class SqlTransaction:
         )
 
     async def insert_device(self, stored: StoredDevice, credentials: StoredCredentials) -> None:
+        document = device_document(stored.device)
         inserted = await self._run(
             INSERT_DEVICE,
             stored.tenant_id,
@@ -469,16 +557,57 @@ class SqlTransaction:
             _optional_microseconds(stored.updated),
             int(stored.auto_provisioned),
             int(stored.notification_sent),
-            _text(device_document(stored.device)),
+            _text(document),
         )
         if not inserted:
             raise Conflict(f"device {stored.device_id} exists already")
         await self._run(ADD_DEVICE_TO_COUNT, stored.tenant_id)
+        await self._add_to_range(stored.tenant_id, stored.device_id)
+        await self._index_device(stored.tenant_id, stored.device_id, set(), index_entries(document))
         await self._insert_groups(stored)
         await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, credentials.version)
         await self._insert_credentials(credentials)
 
+    async def _add_to_range(self, tenant_id: str, device_id: str) -> None:
+        rows = await self._all(ADD_DEVICE_TO_RANGE, tenant_id, device_id)
+        if not rows:
+            # The range of all ids that come before those of every other range: there always is one.
+            await self._run(INSERT_RANGE, tenant_id, "", 1)
+            return
+        first_id, devices = rows[0]
+        if devices > _MAX_RANGE:
+            half = devices // 2
+            middle = await self._one(FIND_MIDDLE, tenant_id, first_id, half)
+            assert middle is not None, "a range counts more devices than there are"
+            await self._run(SET_RANGE, tenant_id, first_id, half)
+            await self._run(INSERT_RANGE, tenant_id, middle[0], devices - half)
+
+    async def _take_from_ranges(self, tenant_id: str, device_ids: Sequence[str]) -> None:
+        numbers: dict[str, int] = {}
+        for device_id in device_ids:
+            row = await self._one(FIND_RANGE, tenant_id, device_id)
+            assert row is not None, "each device is in a range"
+            numbers[row[0]] = numbers.get(row[0], 0) + 1
+        for first_id, number in numbers.items():
+            rows = await self._all(TAKE_DEVICES_FROM_RANGE, tenant_id, first_id, number)
+            if rows[0][0] == 0 and first_id:
+                await self._run(DELETE_RANGE, tenant_id, first_id)
+
+    async def _index_device(
+        self, tenant_id: str, device_id: str, before: set[IndexEntry], after: set[IndexEntry]
+    ) -> None:
+        gone, new = before - after, after - before
+        if gone:
+            await self._many(DELETE_DEVICE_MEMBER, [(tenant_id, member, key, device_id) for member, key, _ in gone])
+        if new:
+            await self._many(
+                INSERT_DEVICE_MEMBER, [(tenant_id, member, key, device_id, text) for member, key, text in new]
+            )
+
     async def update_device(self, stored: StoredDevice) -> None:
+        document = device_document(stored.device)
+        before = await self._one(FIND_DEVICE_DOCUMENT, stored.tenant_id, stored.device_id)
+        assert before is not None, "there is no such device"
         updated = await self._run(
             UPDATE_DEVICE,
             stored.version,
@@ -486,22 +615,60 @@ class SqlTransaction:
             _optional_microseconds(stored.updated),
             int(stored.auto_provisioned),
             int(stored.notification_sent),
-            _text(device_document(stored.device)),
+            _text(document),
             stored.tenant_id,
             stored.device_id,
         )
         assert updated, "there is no such device"
+        entries = index_entries(document_of(before[0], "devices", stored.tenant_id, stored.device_id))
+        await self._index_device(stored.tenant_id, stored.device_id, entries, index_entries(document))
         present = {group for (group,) in await self._all(LIST_GROUPS, stored.tenant_id, stored.device_id)}
         if present != set(stored.device.member_of):
             await self._run(DELETE_GROUPS, stored.tenant_id, stored.device_id)
             await self._insert_groups(stored)
 
     async def delete_device(self, tenant_id: str, device_id: str) -> None:
+        row = await self._one(FIND_DEVICE_DOCUMENT, tenant_id, device_id)
+        if row is None:
+            return
         await self._run(DELETE_CREDENTIALS, tenant_id, device_id)
         await self._run(DELETE_CREDENTIAL_SET, tenant_id, device_id)
         await self._run(DELETE_GROUPS, tenant_id, device_id)
-        if await self._run(DELETE_DEVICE, tenant_id, device_id):
-            await self._run(TAKE_DEVICE_FROM_COUNT, tenant_id)
+        await self._run(DELETE_DEVICE, tenant_id, device_id)
+        await self._run(TAKE_DEVICES_FROM_COUNT, tenant_id, 1)
+        await self._take_from_ranges(tenant_id, [device_id])
+        entries = index_entries(document_of(row[0], "devices", tenant_id, device_id))
+        await self._index_device(tenant_id, device_id, entries, set())
+
+    async def delete_devices(self, tenant_id: str, after: str, limit: int, created_until: datetime) -> Slice:
+        rows = await self._all(LIST_NEXT_DEVICES, tenant_id, after, limit)
+        until = _microseconds(created_until)
+        doomed = [row for row in rows if row[1] <= until]
+        ids = [row[0] for row in doomed]
+        if ids:
+            some = self._array(ids)
+            for statement in (DELETE_SOME_CREDENTIALS, DELETE_SOME_SETS, DELETE_SOME_GROUPS, DELETE_SOME_DEVICES):
+                await self._run(statement, tenant_id, some)
+            await self._run(TAKE_DEVICES_FROM_COUNT, tenant_id, len(ids))
+            await self._take_from_ranges(tenant_id, ids)
+            await self._many(
+                DELETE_DEVICE_MEMBER,
+                [
+                    (tenant_id, member, key, device_id)
+                    for device_id, _, text in doomed
+                    for member, key, _ in index_entries(document_of(text, "devices", tenant_id, device_id))
+                ],
+            )
+        return Slice(len(ids), rows[-1][0] if len(rows) == limit else None)
+
+    async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
+        rows = await self._all(LIST_NEXT_SETS, tenant_id, after, limit)
+        ids = [device_id for device_id, has_no_device in rows if has_no_device]
+        if ids:
+            some = self._array(ids)
+            await self._run(DELETE_SOME_CREDENTIALS, tenant_id, some)
+            await self._run(DELETE_SOME_SETS, tenant_id, some)
+        return Slice(len(ids), rows[-1][0] if len(rows) == limit else None)
 
     async def _insert_groups(self, stored: StoredDevice) -> None:
         for group in dict.fromkeys(stored.device.member_of):
@@ -517,9 +684,10 @@ class SqlTransaction:
             version=rows[0][0],
             credentials=tuple(
                 _parse(stored_credential, text, "credentials", tenant_id, device_id)
-                for _, text in rows
+                for _, text, _ in rows
                 if text is not None
             ),
+            has_device=bool(rows[0][2]),
         )
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
@@ -606,7 +774,7 @@ def _identity(row: Row) -> Identity:
         mechanism=mechanism,
         password_hash=password_hash,
         authorities=_parse(lambda document: cast(dict[str, str], document), authorities, "identities", name),
-        created=_instant(created),
+        created=instant_of(created),
     )
 
 

@@ -49,7 +49,8 @@ from kamado.storage.sql import (
     UnusableFile,
     Value,
 )
-from kamado.store import Lookups
+from kamado.storage.sqlite_search import SearchPool
+from kamado.store import Lookups, Searches
 
 __all__ = ["Content", "SqliteEngine", "SqliteStore", "migrate_sqlite", "open_sqlite"]
 
@@ -59,8 +60,8 @@ T = TypeVar("T")
 X = TypeVar("X")
 """A kind of transaction."""
 
-# The statements need 3.24; no older one than this comes with a Python that Kamado runs on.
-_MINIMUM_VERSION = (3, 34, 0)
+# The statements need RETURNING; no older one than this comes with a Python that Kamado runs on.
+_MINIMUM_VERSION = (3, 35, 0)
 _APPLICATION_ID = 0x4B41_4D41  # "KAMA" in the file's header: a look at the file tells whose it is
 _PRAGMAS = (
     "PRAGMA foreign_keys = ON",
@@ -83,6 +84,7 @@ _LOCK_INTERVAL = 0.001
 _INDEX_LOCK = 128
 _RECONNECT_INTERVAL = 0.5
 _LOG_INTERVAL = 1.0
+_MAX_TRANSLATED = 512
 _WRITER_FAILED = "the database cannot be written any more; restart the registry"
 
 _creating = threading.Lock()
@@ -214,10 +216,19 @@ class _Session:
         except sqlite3.Error as error:
             raise self.failed(error) from error
 
+    async def many(self, statement: str, rows: Sequence[Sequence[Value]]) -> None:
+        text, order = self._translated.get(statement) or self._add(statement)
+        try:
+            self.connection.executemany(text, rows if order is None else map(order, rows))
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+
     def array(self, values: Sequence[str]) -> Value:
         return json.dumps(list(values))
 
     def _add(self, statement: str) -> tuple[str, "itemgetter[Any] | None"]:
+        if len(self._translated) >= _MAX_TRANSLATED:  # searches make statements of their own
+            self._translated.clear()
         translated = self._translated[statement] = _translate(statement)
         return translated
 
@@ -228,7 +239,12 @@ class _Session:
         if _code(error) in {*_UNUSABLE, sqlite3.SQLITE_ERROR}:
             self.is_damaged = True
         # A disk that is full fails thousands of times a second; the log needs it once.
-        if not self._quiet and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
+        # What is interrupted has taken too long, or its caller has gone: no failure.
+        if (
+            not self._quiet
+            and _code(error) != sqlite3.SQLITE_INTERRUPT
+            and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL)
+        ):
             self._logged = name, now
             logger.error("database failed", extra={"database": self.path, "error": f"{name}: {error}"})
         return Unavailable(_UNAVAILABLE.get(_code(error), "the database cannot be used now"))
@@ -289,6 +305,13 @@ class _Session:
         if self.connection.in_transaction:
             await self.run("ROLLBACK")
 
+    def begin_snapshot(self) -> None:
+        try:
+            self.connection.execute("BEGIN")
+        except sqlite3.Error as error:
+            raise self.failed(error) from error
+        self.has_snapshot = True
+
     def end_snapshot(self) -> None:
         if self.has_snapshot:  # a connection that broke was replaced by one without
             self.has_snapshot = False
@@ -336,9 +359,17 @@ class _ReadSession(_Session):
         return unavailable
 
 
-def _connect(path: str, mode: str, timeout: float, pragmas: Sequence[str]) -> sqlite3.Connection:
+def _connect(
+    path: str, mode: str, timeout: float, pragmas: Sequence[str], *, is_shared: bool = False
+) -> sqlite3.Connection:
+    """Connect. One that is shared may be closed by another thread than the one that uses it."""
     connection = sqlite3.connect(
-        f"file:{quote(path)}?mode={mode}", uri=True, isolation_level=None, timeout=timeout, cached_statements=256
+        f"file:{quote(path)}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        timeout=timeout,
+        cached_statements=256,
+        check_same_thread=not is_shared,
     )
     try:
         for pragma in pragmas:
@@ -353,8 +384,8 @@ def _connect_writer(path: str, content: Content[Any]) -> sqlite3.Connection:
     return _connect(path, "rw", 0, content.pragmas)
 
 
-def _connect_reader(path: str) -> sqlite3.Connection:
-    return _connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS)
+def _connect_reader(path: str, *, is_shared: bool = False) -> sqlite3.Connection:
+    return _connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS, is_shared=is_shared)
 
 
 def _create_file(path: Path) -> None:
@@ -897,10 +928,26 @@ class SqliteStore(SqliteEngine[SqlTransaction]):
     async def open(self) -> None:
         await super().open()
         self._lookups = SqlLookups(self._reader)
+        self._searches = SearchPool(self._open_search_session, _drive, self._settings)
 
     @property
     def lookups(self) -> Lookups:
         return self._lookups
+
+    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+        return await self._searches.run(work)
+
+    def _open_search_session(self) -> _ReadSession:
+        # It is closed when all searches have ended, by another thread.
+        connect = partial(_connect_reader, self._path, is_shared=True)
+        try:
+            return _ReadSession(connect(), partial(self._connect_again, connect), self._path)
+        except sqlite3.Error as error:
+            raise Unavailable("the database cannot be opened") from error
+
+    async def close(self) -> None:
+        await self._searches.close()
+        await super().close()
 
 
 def _registry(migrations: tuple[Migration, ...] | None) -> Content[SqlTransaction]:

@@ -1,0 +1,610 @@
+"""Searches as SQL: which index leads, what is checked on the way, where a page begins (management 7).
+
+Two indexes carry it. `device_members` (and `tenant_members`) hold each value of a document under its pointer, so that
+equality and prefix of any member are ranges of a key. `device_ranges` counts the devices of consecutive ids, so that
+the page at any offset is found without passing all that lie before it.
+
+A search has one **driver**, the set of candidates that is read in order: the smallest index range among its filters,
+or else all devices of the tenant. All other conditions are checked on each candidate. Every set begins with the tenant,
+which is a parameter like every other value: no filter reaches another tenant's devices.
+"""
+
+# ruff: noqa: S608 - the parts of a statement are texts of this file; what comes from outside is a parameter
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from kamado.search import (
+    Filter,
+    KeyRange,
+    Query,
+    Sort,
+    index_entries,
+    key_pattern,
+    member_key,
+    split_pattern,
+    text_range,
+    value_key,
+)
+from kamado.storage.sql import (
+    INSERT_DEVICE_MEMBER,
+    INSERT_RANGE,
+    INSERT_TENANT_MEMBER,
+    Row,
+    Session,
+    Value,
+    document_of,
+    instant_of,
+)
+from kamado.store import Found, FoundDevice, FoundTenant
+
+__all__ = ["SearchDialect", "SqlSearches", "fill_search_tables"]
+
+_FEW: Final = 5000
+"""Candidates of a driver up to which other conditions are better checked on each document than by another index."""
+
+FIND_TENANT = "SELECT 1 FROM tenants WHERE tenant_id = ?1"
+COUNT_TENANTS = "SELECT count(*) FROM tenants"
+COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
+FETCH_TENANTS = "SELECT tenant_id, document FROM tenants WHERE tenant_id = ANY(?1)"
+FETCH_DEVICES = """
+SELECT device_id, created, updated, auto_provisioned, notification_sent, document
+FROM devices WHERE tenant_id = ?1 AND device_id = ANY(?2)"""
+
+# Places in the order of ids, by `device_ranges`.
+
+FIND_RANGE_OF_ID = "SELECT max(first_id) FROM device_ranges WHERE tenant_id = ?1 AND first_id <= ?2"
+COUNT_BEFORE_RANGE = "SELECT coalesce(sum(devices), 0) FROM device_ranges WHERE tenant_id = ?1 AND first_id < ?2"
+COUNT_IN_RANGE = "SELECT count(*) FROM devices WHERE tenant_id = ?1 AND device_id >= ?2 AND device_id < ?3"
+FIND_RANGE_OF_PLACE = """
+SELECT first_id, place FROM
+  (SELECT first_id, devices, sum(devices) OVER (ORDER BY first_id) - devices AS place
+   FROM device_ranges WHERE tenant_id = ?1) AS places
+WHERE place <= ?2 AND place + devices > ?2"""
+LIST_FROM_RANGE = """
+SELECT device_id FROM devices WHERE tenant_id = ?1 AND device_id >= ?2 ORDER BY device_id LIMIT ?3 OFFSET ?4"""
+LIST_AFTER = """
+SELECT device_id FROM devices WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3"""
+
+# All ids that stand in some device's `via`: one step through the index for each, however many devices each has.
+GATEWAYS: Final = """
+WITH RECURSIVE named (key) AS (
+  SELECT min(value) FROM device_members WHERE tenant_id = ?1 AND member = '/via'
+  UNION ALL
+  SELECT (SELECT min(value) FROM device_members WHERE tenant_id = ?1 AND member = '/via' AND value > named.key)
+  FROM named WHERE named.key IS NOT NULL)
+SELECT substr(key, 2) AS device_id FROM named WHERE key IS NOT NULL
+UNION SELECT device_id FROM device_groups WHERE tenant_id = ?1"""
+
+
+class SearchDialect(Protocol):
+    """What databases do not have in common. Texts are SQL; those of `*_value` are parameters for them."""
+
+    def is_match(self, text: str, pattern: str) -> str:
+        """Return "a text matches a pattern" (management 7.2)."""
+
+    def pattern_value(self, pattern: str) -> str:
+        """Return the parameter `pattern` of `is_match`."""
+
+    def meets(self, document: str, condition: str) -> str:
+        """Return "a document meets a condition", by the rules themselves."""
+
+    def condition_value(self, condition: Filter) -> str:
+        """Return the parameter `condition` of `meets`."""
+
+    def timestamp(self, column: str) -> str:
+        """Return an instant as `status` shows it."""
+
+    def order(self, document: str, sort: Sort, pointer: str) -> tuple[str, str]:
+        """Return a document's place in an order (management 7.3): the rank of its value's type, and the value."""
+
+    def pointer_value(self, sort: Sort) -> str:
+        """Return the parameter `pointer` of `order`."""
+
+
+class _Space(NamedTuple):
+    """What is searched: its tables and their key."""
+
+    table: str
+    members: str
+    identifier: str
+
+
+_DEVICES: Final = _Space("devices", "device_members", "device_id")
+_TENANTS: Final = _Space("tenants", "tenant_members", "tenant_id")
+
+
+class _Statement:
+    """A statement in the making. Its first parameter is the tenant, where there is one."""
+
+    def __init__(self, tenant_id: str | None) -> None:
+        self.values: list[Value] = [] if tenant_id is None else [tenant_id]
+        self._has_tenant = tenant_id is not None
+
+    def add(self, value: Value) -> str:
+        """Add a parameter."""
+        self.values.append(value)
+        return f"?{len(self.values)}"
+
+    def own(self, alias: str) -> str:
+        """Return the condition that keeps a table to the tenant."""
+        return f"{alias}.tenant_id = ?1" if self._has_tenant else "1 = 1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where candidates come from."""
+
+    sql: str
+    identifier: str
+    conditions: tuple[str, ...] = ()
+    has_document: bool = False
+    """Whether it is the table with the documents, under the name `d`."""
+
+
+class _Driver(NamedTuple):
+    source: Callable[[_Statement], _Source]
+    candidates: int
+    """Up to `_FEW` exactly; one more stands for any number."""
+    leads: Filter | None
+    """The filter that all candidates meet."""
+
+
+class _Condition(NamedTuple):
+    """A condition on a candidate, from the statement and the name of the candidate's id."""
+
+    sql: Callable[[_Statement, str], str]
+    needs_document: bool = False
+
+
+class SqlSearches:
+    """`store.Searches` over a session; see there."""
+
+    def __init__(self, session: Session, dialect: SearchDialect) -> None:
+        self._session = session
+        self._dialect = dialect
+
+    async def find_tenants(self, query: Query) -> Found[FoundTenant]:
+        page = await _Search(self._session, self._dialect, _TENANTS, None, query).run()
+        rows: dict[str, Row] = {}
+        if page.ids:
+            rows = {row[0]: row for row in await self._session.all(FETCH_TENANTS, self._session.array(page.ids))}
+        return Found(
+            total=page.total,
+            results=tuple(
+                FoundTenant(tenant_id=tenant_id, document=document_of(rows[tenant_id][1], "tenants", tenant_id))
+                for tenant_id in page.ids
+            ),
+            scanned=page.scanned,
+        )
+
+    async def find_devices(self, tenant_id: str, query: Query) -> Found[FoundDevice]:
+        session = self._session
+        has_tenant = await session.one(FIND_TENANT, tenant_id) is not None
+        interval = _interval(query)
+        if interval is None:
+            page = await _Search(session, self._dialect, _DEVICES, tenant_id, query).run()
+        else:
+            page = await _Interval(session, tenant_id, query, interval).run()
+        rows: dict[str, Row] = {}
+        if page.ids:
+            rows = {row[0]: row for row in await session.all(FETCH_DEVICES, tenant_id, session.array(page.ids))}
+        return Found(
+            total=page.total,
+            results=tuple(_found_device(tenant_id, rows[device_id]) for device_id in page.ids),
+            scanned=page.scanned,
+            has_tenant=has_tenant,
+        )
+
+
+def _found_device(tenant_id: str, row: Row) -> FoundDevice:
+    device_id, created, updated, auto_provisioned, notification_sent, text = row
+    return FoundDevice(
+        device_id=device_id,
+        created=instant_of(created),
+        updated=None if updated is None else instant_of(updated),
+        auto_provisioned=bool(auto_provisioned),
+        notification_sent=bool(notification_sent),
+        document=document_of(text, "devices", tenant_id, device_id),
+    )
+
+
+class _Page(NamedTuple):
+    ids: list[str]
+    total: int
+    scanned: int
+
+
+# Devices in the order of their ids, without a condition that would need a look at each
+
+
+def _interval(query: Query) -> KeyRange | None:
+    """Return the ids that a query asks for, if they are an interval in the order of ids, or in its reverse."""
+    if query.is_gateway is not None or len(query.filters) > 1 or len(query.sorts) > 1:
+        return None
+    if query.sorts and query.sorts[0].pointer != ("id",):
+        return None
+    if not query.filters:
+        return KeyRange("", "")
+    (condition,) = query.filters
+    if condition.pointer != ("id",) or not isinstance(condition.value, str):
+        return None
+    prefix, rest = split_pattern(condition.value)
+    return text_range(prefix) if prefix and rest == "*" else None
+
+
+class _Interval:
+    """A page of an interval of ids, found by places: `device_ranges` tells how many devices lie before an id."""
+
+    def __init__(self, session: Session, tenant_id: str, query: Query, interval: KeyRange) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+        self._query = query
+        self._interval = interval
+
+    async def run(self) -> _Page:
+        query, (low, high) = self._query, self._interval
+        first = await self._count_before(low) if low else 0
+        end = await self._count_before(high) if high else await self._count_all()
+        total, size, start = end - first, query.page_size, first + query.page_offset
+        if query.after is not None and query.after >= low:
+            rows = await self._session.all(LIST_AFTER, self._tenant_id, query.after, size)
+            ids = [row[0] for row in rows if not high or row[0] < high]
+            return _Page(ids, total, len(ids))
+        is_reversed = bool(query.sorts) and query.sorts[0].descending
+        if is_reversed:
+            size = min(size, total - query.page_offset)
+            start = end - query.page_offset - size
+        size = min(size, end - start)
+        if size <= 0:
+            return _Page([], total, 0)
+        row = await self._session.one(FIND_RANGE_OF_PLACE, self._tenant_id, start)
+        assert row is not None, "device_ranges counts fewer devices than tenant_usage"
+        rows = await self._session.all(LIST_FROM_RANGE, self._tenant_id, row[0], size, start - row[1])
+        ids = [row[0] for row in rows]
+        if is_reversed:
+            ids.reverse()
+        return _Page(ids, total, len(ids))
+
+    async def _count_all(self) -> int:
+        row = await self._session.one(COUNT_DEVICES, self._tenant_id)
+        return 0 if row is None else int(row[0])
+
+    async def _count_before(self, device_id: str) -> int:
+        row = await self._session.one(FIND_RANGE_OF_ID, self._tenant_id, device_id)
+        if row is None or row[0] is None:
+            return 0
+        before = await self._session.one(COUNT_BEFORE_RANGE, self._tenant_id, row[0])
+        inside = await self._session.one(COUNT_IN_RANGE, self._tenant_id, row[0], device_id)
+        assert before is not None
+        assert inside is not None
+        return int(before[0]) + int(inside[0])
+
+
+# Everything else
+
+
+class _Search:
+    """One search with conditions, or in another order."""
+
+    def __init__(
+        self, session: Session, dialect: SearchDialect, space: _Space, tenant_id: str | None, query: Query
+    ) -> None:
+        self._session = session
+        self._dialect = dialect
+        self._space = space
+        self._tenant_id = tenant_id
+        self._query = query
+
+    async def run(self) -> _Page:
+        query = self._query
+        if any(self._is_impossible(condition) for condition in query.filters):
+            return _Page([], 0, 0)
+        driver = await self._choose_driver()
+        few = driver.candidates <= _FEW
+        conditions = [
+            self._condition(condition, is_probe=few) for condition in query.filters if condition is not driver.leads
+        ]
+        if query.is_gateway is not None:
+            conditions.append(self._gateway_condition(wanted=query.is_gateway))
+        candidates = driver.candidates if few else await self._count(driver, [])
+        total = await self._count_matches(driver, candidates, conditions)
+        ids: list[str] = []
+        if total and query.page_size and query.page_offset < total:
+            ids = await self._list(driver, conditions)
+        is_looked_through = bool(conditions) or bool(query.sorts)
+        return _Page(ids, total, candidates if is_looked_through else min(total, query.page_offset + len(ids)))
+
+    # Conditions
+
+    def _is_impossible(self, condition: Filter) -> bool:
+        """Tell whether nothing can meet a condition, whatever is stored."""
+        pointer, value = condition.pointer, condition.value
+        if not pointer:
+            return True  # the whole object, which is no scalar
+        if pointer == ("id",):
+            return not isinstance(value, str)
+        if pointer == ("enabled",):
+            return not isinstance(value, bool)
+        if self._has_status and pointer[0] == "status":
+            is_text = isinstance(value, str)
+            return not (pointer in _FLAGS and value is True) and not (pointer in _INSTANTS and is_text)
+        return False
+
+    @property
+    def _has_status(self) -> bool:
+        return self._space is _DEVICES
+
+    def _condition(self, condition: Filter, *, is_probe: bool) -> _Condition:
+        """Return the condition of a filter.
+
+        Args:
+            condition: The filter.
+            is_probe: There are few candidates, so a look at each document is cheap.
+        """
+        pointer, value = condition.pointer, condition.value
+        if pointer == ("id",):
+            return _Condition(lambda statement, identifier: self._id_condition(statement, condition, identifier))
+        if pointer == ("enabled",):
+            return _Condition(lambda statement, identifier: self._enabled_condition(statement, condition, identifier))
+        if self._has_status and pointer in _FLAGS:
+            return _Condition(lambda *_: f"d.{_FLAGS[pointer]} = 1", needs_document=True)
+        if self._has_status and pointer in _INSTANTS:
+            assert isinstance(value, str)
+            text = self._dialect.timestamp(f"d.{_INSTANTS[pointer]}")
+            return _Condition(lambda statement, _: self._is_match(statement, text, value), needs_document=True)
+        if condition.has_index or (is_probe and condition.is_pattern):
+            return _Condition(
+                lambda statement, _: self._dialect.meets(
+                    "d.document", statement.add(self._dialect.condition_value(condition))
+                ),
+                needs_document=True,
+            )
+        if condition.is_pattern:
+            return _Condition(
+                lambda statement, identifier: f"{identifier} IN ({self._matching_ids(statement, condition)})"
+            )
+        return _Condition(lambda statement, identifier: self._has_member(statement, condition, identifier))
+
+    def _id_condition(self, statement: _Statement, condition: Filter, identifier: str) -> str:
+        assert isinstance(condition.value, str)
+        if not condition.is_pattern:
+            return f"{identifier} = {statement.add(condition.value)}"
+        low, high = text_range(split_pattern(condition.value)[0])
+        parts = [self._is_match(statement, identifier, condition.value)]
+        if low:
+            parts.append(f"{identifier} >= {statement.add(low)}")
+        if high:
+            parts.append(f"{identifier} < {statement.add(high)}")
+        return " AND ".join(parts)
+
+    def _enabled_condition(self, statement: _Statement, condition: Filter, identifier: str) -> str:
+        # The index has those that are disabled.
+        disabled = self._has_member(statement, _DISABLED, identifier)
+        return disabled if condition.value is False else f"NOT {disabled}"
+
+    def _has_member(self, statement: _Statement, condition: Filter, identifier: str) -> str:
+        return (
+            f"EXISTS (SELECT 1 FROM {self._space.members} h WHERE {self._members(statement, 'h', condition)} "
+            f"AND h.{self._space.identifier} = {identifier})"
+        )
+
+    def _matching_ids(self, statement: _Statement, condition: Filter) -> str:
+        return (
+            f"SELECT DISTINCT p.{self._space.identifier} FROM {self._space.members} p "
+            f"WHERE {self._members(statement, 'p', condition)}"
+        )
+
+    def _members(self, statement: _Statement, alias: str, condition: Filter) -> str:
+        """Return the condition on the rows of the index that meet a filter."""
+        own = f"{statement.own(alias)} AND {alias}.member = {statement.add(member_key(condition.pointer))}"
+        if not condition.is_pattern:
+            return f"{own} AND {alias}.value = {statement.add(value_key(condition.value))}"
+        assert isinstance(condition.value, str)
+        (low, high), pattern = key_pattern(condition.value)
+        text = f"coalesce({alias}.long_text, {alias}.value)"
+        return (
+            f"{own} AND {alias}.value >= {statement.add(low)} AND {alias}.value < {statement.add(high)} "
+            f"AND {self._is_match(statement, text, pattern)}"
+        )
+
+    def _is_match(self, statement: _Statement, text: str, pattern: str) -> str:
+        return self._dialect.is_match(text, statement.add(self._dialect.pattern_value(pattern)))
+
+    def _gateway_condition(self, *, wanted: bool) -> _Condition:
+        """Return the condition of management 7.4."""
+
+        def sql(statement: _Statement, identifier: str) -> str:
+            is_gateway = (
+                f"(EXISTS (SELECT 1 FROM device_members v WHERE {statement.own('v')} AND v.member = '/via' "
+                f"AND v.value = 's' || {identifier}) "
+                f"OR EXISTS (SELECT 1 FROM device_groups g WHERE {statement.own('g')} AND g.device_id = {identifier}))"
+            )
+            return is_gateway if wanted else f"NOT {is_gateway}"
+
+        return _Condition(sql)
+
+    # Drivers
+
+    async def _choose_driver(self) -> _Driver:
+        best: _Driver | None = None
+        for condition in self._query.filters:
+            source = self._lead(condition)
+            if source is None:
+                continue
+            driver = _Driver(source, await self._count_few(source), condition)
+            # Of two that are large, an equality comes in the order of ids and needs no sorting.
+            if (
+                best is None
+                or driver.candidates < best.candidates
+                or (driver.candidates == best.candidates and not condition.is_pattern)
+            ):
+                best = driver
+        if best is not None:
+            return best
+        if self._query.is_gateway:
+            return _Driver(self._gateways, await self._count_few(self._gateways), None)
+        return _Driver(self._everything, await self._count_few(self._everything), None)
+
+    def _lead(self, condition: Filter) -> Callable[[_Statement], _Source] | None:
+        """Return the source of all that meets a filter, if an index has it."""
+        space = self._space
+        if condition.pointer == ("id",):
+            if not split_pattern(str(condition.value))[0]:
+                return None
+
+            def by_id(statement: _Statement) -> _Source:
+                named = self._id_condition(statement, condition, f"d.{space.identifier}")
+                return _Source(f"{space.table} d", f"d.{space.identifier}", (statement.own("d"), named), True)
+
+            return by_id
+        if condition.has_index or (self._has_status and condition.pointer[0] == "status"):
+            return None
+        if condition.pointer == ("enabled",) and condition.value is True:
+            return None
+        if condition.is_pattern:
+            return lambda statement: _Source(f"({self._matching_ids(statement, condition)}) c", f"c.{space.identifier}")
+        return lambda statement: _Source(
+            f"{space.members} m", f"m.{space.identifier}", (self._members(statement, "m", condition),)
+        )
+
+    def _everything(self, statement: _Statement) -> _Source:
+        space = self._space
+        return _Source(f"{space.table} d", f"d.{space.identifier}", (statement.own("d"),), True)
+
+    def _gateways(self, statement: _Statement) -> _Source:
+        # Who is named need not exist.
+        exists = f"EXISTS (SELECT 1 FROM devices x WHERE {statement.own('x')} AND x.device_id = c.device_id)"
+        return _Source(f"({GATEWAYS}) c", "c.device_id", (exists,))
+
+    # Statements
+
+    async def _count_few(self, source: Callable[[_Statement], _Source]) -> int:
+        statement = _Statement(self._tenant_id)
+        found = source(statement)
+        text = (
+            f"SELECT count(*) FROM (SELECT 1 FROM {found.sql} {_where(found.conditions)} "
+            f"LIMIT {statement.add(_FEW + 1)}) few"
+        )
+        return await self._number(text, statement)
+
+    async def _count(self, driver: _Driver, conditions: list[_Condition]) -> int:
+        if driver.source == self._everything and not conditions:
+            return await self._count_everything()
+        statement = _Statement(self._tenant_id)
+        tail, _ = self._tail(statement, driver, conditions)
+        return await self._number(f"SELECT count(*) {tail}", statement)
+
+    async def _count_everything(self) -> int:
+        statement = _Statement(self._tenant_id)
+        return await self._number(COUNT_TENANTS if self._tenant_id is None else COUNT_DEVICES, statement)
+
+    async def _count_matches(self, driver: _Driver, candidates: int, conditions: list[_Condition]) -> int:
+        query = self._query
+        if not conditions:
+            return candidates
+        if len(conditions) == 1 and driver.leads is None:
+            # What an index has is what is to be left out: the disabled, the gateways.
+            if query.is_gateway is False:
+                return candidates - await self._count(_Driver(self._gateways, 0, None), [])
+            if query.filters and query.filters[0] == _ENABLED:
+                disabled = self._lead(_DISABLED)
+                assert disabled is not None
+                return candidates - await self._count(_Driver(disabled, 0, None), [])
+        return await self._count(driver, conditions)
+
+    async def _list(self, driver: _Driver, conditions: list[_Condition]) -> list[str]:
+        query = self._query
+        statement = _Statement(self._tenant_id)
+        by_document = [sort for sort in query.sorts if sort.pointer != ("id",)]
+        tail, identifier = self._tail(statement, driver, conditions, needs_document=bool(by_document))
+        if query.after is not None:
+            tail += f" AND {identifier} > {statement.add(query.after)}"
+        order = [part for sort in query.sorts for part in self._order(statement, sort, identifier)]
+        text = (
+            f"SELECT {identifier} {tail} ORDER BY {', '.join([*order, identifier])} "
+            f"LIMIT {statement.add(query.page_size)} OFFSET {statement.add(query.page_offset)}"
+        )
+        return [row[0] for row in await self._session.all(text, *statement.values)]
+
+    def _tail(
+        self, statement: _Statement, driver: _Driver, conditions: list[_Condition], *, needs_document: bool = False
+    ) -> tuple[str, str]:
+        """Return a statement from `FROM` to the last condition, and the name of the candidate's id."""
+        source = driver.source(statement)
+        text, space = source.sql, self._space
+        needs_document = needs_document or any(condition.needs_document for condition in conditions)
+        if needs_document and not source.has_document:
+            text += f" JOIN {space.table} d ON {statement.own('d')} AND d.{space.identifier} = {source.identifier}"
+        checks = [condition.sql(statement, source.identifier) for condition in conditions]
+        return f"FROM {text} {_where((*source.conditions, *checks))}", source.identifier
+
+    def _order(self, statement: _Statement, sort: Sort, identifier: str) -> list[str]:
+        direction = " DESC" if sort.descending else ""
+        if sort.pointer == ("id",):
+            return [identifier + direction]
+        if self._has_status and sort.pointer in _INSTANTS:
+            column = f"d.{_INSTANTS[sort.pointer]}"
+            # Within a second they are equal, as they are shown.
+            return [f"{column} IS NOT NULL{direction}", f"{column} / 1000000{direction}"]
+        if self._has_status and sort.pointer in _FLAGS:
+            return [f"d.{_FLAGS[sort.pointer]}{direction}"]
+        rank, value = self._dialect.order("d.document", sort, statement.add(self._dialect.pointer_value(sort)))
+        return [rank + direction, value + direction]
+
+    async def _number(self, text: str, statement: _Statement) -> int:
+        row = await self._session.one(text, *statement.values)
+        return 0 if row is None else int(row[0])
+
+
+_ENABLED: Final = Filter(pointer=("enabled",), value=True)
+_DISABLED: Final = Filter(pointer=("enabled",), value=False)
+
+# Where the members of `status` are kept (management 5.4).
+_INSTANTS: Final = {("status", "created"): "created", ("status", "updated"): "updated"}
+_FLAGS: Final = {
+    ("status", "auto-provisioned"): "auto_provisioned",
+    ("status", "auto-provisioning-notification-sent"): "notification_sent",
+}
+
+
+def _where(conditions: tuple[str, ...]) -> str:
+    return f"WHERE {' AND '.join(conditions) or '1 = 1'}"
+
+
+# Filling the tables of a database that was there before them
+
+_SLICE: Final = 1000
+LIST_TENANTS = "SELECT tenant_id, document FROM tenants WHERE tenant_id > ?1 ORDER BY tenant_id LIMIT ?2"
+LIST_DEVICES = """
+SELECT tenant_id, device_id, document FROM devices
+WHERE (tenant_id, device_id) > (?1, ?2) ORDER BY tenant_id, device_id LIMIT ?3"""
+
+
+async def fill_search_tables(session: Session) -> None:
+    """Enter what is there into the tables that searches go by."""
+    rows: list[Row] = []
+    while rows := await session.all(LIST_TENANTS, rows[-1][0] if rows else "", _SLICE):
+        entries = [
+            (member, key, tenant_id, text)
+            for tenant_id, document in rows
+            for member, key, text in index_entries(document_of(document, "tenants", tenant_id))
+        ]
+        await session.many(INSERT_TENANT_MEMBER, entries)
+    last, tenant = ("", ""), None
+    while rows := await session.all(LIST_DEVICES, *last, _SLICE):
+        last = rows[-1][0], rows[-1][1]
+        device_entries = [
+            (tenant_id, member, key, device_id, text)
+            for tenant_id, device_id, document in rows
+            for member, key, text in index_entries(document_of(document, "devices", tenant_id, device_id))
+        ]
+        await session.many(INSERT_DEVICE_MEMBER, device_entries)
+        # Each slice is a range; the first of a tenant begins with the empty id.
+        ranges: dict[str, tuple[str, int]] = {}
+        for tenant_id, device_id, _ in rows:
+            first, number = ranges.get(tenant_id, (device_id if tenant_id == tenant else "", 0))
+            ranges[tenant_id] = first, number + 1
+        await session.many(INSERT_RANGE, [(tenant_id, *counted) for tenant_id, counted in ranges.items()])
+        tenant = last[0]
