@@ -104,7 +104,7 @@ class SearchPool:
     async def close(self) -> None:
         """Give up what runs, then end the threads and their connections."""
         self._closing.set()
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown)
         for session in self._sessions:
             session.close()
 
@@ -115,7 +115,7 @@ class SearchPool:
             return cancelled.is_set() or self._closing.is_set() or time.monotonic() > deadline
 
         if is_over():
-            raise _too_slow(self._settings.search_timeout)
+            raise self._given_up()
         session = self._session()
         session.connection.set_progress_handler(is_over, _STEPS)
         _add_functions(session.connection)
@@ -124,11 +124,17 @@ class SearchPool:
             return self._drive(work(SqlSearches(session, _Dialect())))
         except Unavailable as error:
             if is_over():
-                raise _too_slow(self._settings.search_timeout) from error
+                raise self._given_up() from error
             raise
         finally:
             session.connection.set_progress_handler(None, 0)
             session.end_snapshot()
+
+    def _given_up(self) -> Unavailable:
+        if self._closing.is_set():
+            return Unavailable("the database is closed")
+        timeout = self._settings.search_timeout
+        return Unavailable(f"the search took longer than {timeout:g} s; a filter by equality or prefix is quicker")
 
     def _session(self) -> SearchSession:
         session: SearchSession | None = getattr(self._local, "session", None)
@@ -136,10 +142,6 @@ class SearchPool:
             session = self._local.session = self._open_session()
             self._sessions.append(session)
         return session
-
-
-def _too_slow(timeout: float) -> Unavailable:
-    return Unavailable(f"the search took longer than {timeout:g} s; a filter by equality or prefix is quicker")
 
 
 # What SQL lacks
