@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tests.contract.records import CREATED, credential, stored_credentials, stored_device, stored_tenant
 from tests.contract.test_store import Engine, engine, insert_device, insert_tenant, with_store
 
+from kamado.credentials import Credential
 from kamado.document import JsonObject, format_timestamp
 from kamado.errors import Unavailable
-from kamado.search import Filter, Query, Sort, matches, order_key
+from kamado.search import Filter, Query, Scalar, Sort, matches, order_key
 from kamado.storage import StoreSettings, sql
 from kamado.storage import search as sql_search
 from kamado.store import Found, FoundDevice, Store, StoredDevice
@@ -240,6 +241,10 @@ async def test_left_overs_are_gone_from_the_index_when_the_tenant_is_created_aga
     assert (await find(store, "t")).total == 1
 
 
+async def delete_device(store: Store, device_id: str) -> None:
+    await store.write(lambda tx: tx.delete_device("t", device_id))
+
+
 def test_pages_at_any_offset_after_random_changes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counted ranges of ids split, shrink and vanish; places must stay right."""
     monkeypatch.setattr(sql, "_MAX_RANGE", 4)
@@ -253,7 +258,7 @@ def test_pages_at_any_offset_after_random_changes(engine: Engine, monkeypatch: p
             for step in range(300):
                 device_id = f"d{dice.randrange(60):02}"
                 if device_id in present:
-                    await store.write(lambda tx, device_id=device_id: tx.delete_device("t", device_id))
+                    await delete_device(store, device_id)
                     present.remove(device_id)
                 else:
                     await insert_device(store, stored_device("t", device_id))
@@ -306,7 +311,8 @@ async def test_no_filter_sees_the_devices_of_another_tenant(store: Store) -> Non
         document = {"ext": {"secret": text, text: text, "a": "x"}, "via": ["mine"]}
         await insert_device(store, stored_device("other", f"theirs{index}", document))
     for token in [*HOSTILE, "a", "secret"]:
-        for value in [*HOSTILE, "*", True, 1]:
+        values: list[Scalar] = [*HOSTILE, "*", True, 1]
+        for value in values:
             for pointer in ((token,), ("ext", token), ("ext", token, "0"), ("id", token), ("status", token)):
                 condition = Filter(pointer=pointer, value=value)
                 for query in (
@@ -344,12 +350,15 @@ async def test_devices_are_deleted_in_slices(store: Store) -> None:
     await insert_device(store, stored_device("t", "d5"), [credential("psk", "a5", secrets=[{"key": "AAAA"}])])
 
 
+async def set_credentials(store: Store, device_id: str, one: Credential) -> None:
+    await store.write(lambda tx: tx.replace_credentials(stored_credentials("t", device_id, [one])))
+
+
 @with_store
 async def test_credentials_without_a_device_are_deleted_in_slices(store: Store) -> None:
     await insert_device(store, stored_device("t", "d1"))
     for index in range(4):
-        early = stored_credentials("t", f"e{index}", [credential("psk", f"a{index}", secrets=[{"key": "AAAA"}])])
-        await store.write(lambda tx, early=early: tx.replace_credentials(early))
+        await set_credentials(store, f"e{index}", credential("psk", f"a{index}", secrets=[{"key": "AAAA"}]))
     read = await store.read(lambda tx: tx.find_credentials("t", "e0"))
     assert read is not None
     assert not read.has_device

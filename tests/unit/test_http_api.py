@@ -68,6 +68,7 @@ async def call(api: Any, method: str, path: str, body: bytes = b"", headers: Hea
         "method": method,
         "path": path,
         "raw_path": path.encode(),
+        "query_string": b"",
         "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
     }
     await api(scope, receive, answer.send)
@@ -213,7 +214,14 @@ def test_a_body_that_breaks_off_changes_nothing() -> None:
         async def receive() -> Any:
             return next(messages)
 
-        scope = {"type": "http", "scheme": "http", "method": "PUT", "raw_path": b"/v1/tenants/T1", "headers": []}
+        scope = {
+            "type": "http",
+            "scheme": "http",
+            "method": "PUT",
+            "raw_path": b"/v1/tenants/T1",
+            "query_string": b"",
+            "headers": [],
+        }
         await make_api(found)[0](scope, receive, answer.send)
         return answer
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from kamado.errors import Unavailable
-from kamado.storage import NewerSchema, OlderSchema, StorageError, StoreSettings, migrate, open_store
+from kamado.search import Filter, Query
+from kamado.storage import NewerSchema, OlderSchema, StorageError, StoreSettings, migrate, open_store, search
 from kamado.storage.migrations import Migration, load_migrations
+from kamado.storage.sql import instant_of
 from kamado.storage.sqlite import migrate_sqlite, open_sqlite
-from kamado.store import CredentialRow, OperatorRow, RegistrationRow, TenantRow
+from kamado.store import CredentialRow, OperatorRow, RegistrationRow, Store, TenantRow
 
 RELEASED = load_migrations("sqlite")
 LATEST = RELEASED[-1].number
@@ -38,6 +40,13 @@ INSERT INTO identities VALUES ('adapter', 'PLAIN', '$2a$10$x', '{"r:*":"W"}', 17
 
 DATA[2] = f"""{DATA[1]}
 INSERT INTO operators VALUES ('alice', '$2a$10$y', 1, 1714636800000000);
+"""
+
+
+DATA[3] = f"""{DATA[2]}
+INSERT INTO tenant_members VALUES ('/alias', 'sal', 'acme', NULL);
+INSERT INTO device_members VALUES ('acme', '/memberOf', 'sg', 'gw', NULL);
+INSERT INTO device_ranges VALUES ('acme', '', 1);
 """
 
 
@@ -107,6 +116,11 @@ def test_data_of_every_version_is_there_after_migration(tmp_path: Path, number: 
             assert await lookups.has_operators() == (number >= 2)
             operator = OperatorRow("$2a$10$y", may_reveal_secrets=True) if number >= 2 else None
             assert await lookups.find_operator("alice") == operator
+            for query in (Query(), Query(filters=(Filter(pointer=("memberOf",), value="g"),))):
+                assert await find_devices(store, "acme", query) == (1, ["gw"])
+            alias = Query(filters=(Filter(pointer=("alias",), value="a*"),))
+            tenants = await store.search(lambda searches: searches.find_tenants(alias))
+            assert [tenant.tenant_id for tenant in tenants.results] == ["acme"]
         finally:
             await store.close()
 
@@ -187,6 +201,52 @@ def test_a_newer_schema_is_refused_and_left_untouched(tmp_path: Path) -> None:
             asyncio.run(call())
         assert str(path) in str(raised.value)
         assert everything(path) == before
+
+
+async def find_devices(store: Store, tenant_id: str, query: Query) -> tuple[int, list[str]]:
+    found = await store.search(lambda searches: searches.find_devices(tenant_id, query))
+    return found.total, [device.device_id for device in found.results]
+
+
+async def delete_devices(store: Store, tenant_id: str) -> int:
+    return (await store.write(lambda tx: tx.delete_devices(tenant_id, "", 100, instant_of(1)))).number
+
+
+def test_what_was_there_before_the_tables_of_searches_is_entered_into_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_SLICE", 3)
+    path = tmp_path / "registry.db"
+    asyncio.run(migrate_sqlite(str(path), StoreSettings(), RELEASED[:2]))
+    sizes = {"a": 1, "b": 7, "c": 2, "d": 6}
+    for tenant, size in sizes.items():
+        run_sql(
+            path,
+            f"INSERT INTO tenants VALUES ('{tenant}', 'v', 1, NULL, '{{\"enabled\":true}}')",
+            f"INSERT INTO tenant_usage VALUES ('{tenant}', {size})",
+            *(
+                f"INSERT INTO devices VALUES ('{tenant}', 'd{n}', 'v', 1, NULL, 0, 0, '{{\"ext\":{{\"n\":{n}}}}}')"
+                for n in range(size)
+            ),
+        )
+
+    async def look() -> None:
+        store = await open_store(url(path))
+        try:
+            for tenant, size in sizes.items():
+                for offset in range(size + 1):
+                    page = Query(page_size=2, page_offset=offset)
+                    wanted = [f"d{n}" for n in range(size)][offset : offset + 2]
+                    assert await find_devices(store, tenant, page) == (size, wanted)
+                one = Query(filters=(Filter(pointer=("ext", "n"), value=size - 1),))
+                assert await find_devices(store, tenant, one) == (1, [f"d{size - 1}"])
+                assert await delete_devices(store, tenant) == size
+        finally:
+            await store.close()
+
+    asyncio.run(look())
+    assert query(path, "SELECT * FROM device_members") == []
+    assert query(path, "SELECT sum(devices) FROM device_ranges") == [(0,)]
 
 
 @pytest.mark.parametrize("table", ["notes", "tenants", "schema_version"])

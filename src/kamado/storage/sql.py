@@ -784,7 +784,7 @@ def _operator(row: Row) -> Operator:
         name=name,
         password_hash=password_hash,
         may_reveal_secrets=bool(may_reveal_secrets),
-        created=_instant(created),
+        created=instant_of(created),
     )
 
 
