@@ -193,6 +193,7 @@ def build_core(
             expensive_search=config.search.expensive_rows,
         ),
         clock,
+        metrics.observe_search,
     )
     return Core(
         credential_rules=rules,
