@@ -38,6 +38,11 @@ class Reason(StrEnum):
     GATEWAY_UNKNOWN = "gateway-unknown"
     GATEWAY_DISABLED = "gateway-disabled"
     GATEWAY_NOT_AUTHORIZED = "gateway-not-authorized"
+    DEVICE_AND_GATEWAY_UNKNOWN = "device-and-gateway-unknown"
+    DEVICE_UNKNOWN_GATEWAY_DISABLED = "device-unknown-gateway-disabled"
+    GATEWAY_MAY_NOT_PROVISION = "gateway-may-not-provision"
+    """The device is unknown, and the gateway has no right to bring it along."""
+    EDGE_DEVICE_ID_INVALID = "edge-device-id-invalid"
 
     CREDENTIAL_UNKNOWN = "credential-unknown"
     CREDENTIAL_DISABLED = "credential-disabled"

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from kamado.auth import LOCAL_OPERATOR
 from kamado.document import decode
-from kamado.errors import Reason, RegistryError, Unavailable
+from kamado.errors import NotFound, Reason, RegistryError, Unavailable
 from kamado.lookup import Answer, LookupService
 from kamado.store import Lookups, Searches, Store, Transaction, Work
 
@@ -32,6 +32,14 @@ SENTENCES: dict[Reason, str] = {
     Reason.GATEWAY_DISABLED: "The gateway is registered, but its `enabled` is false.",
     Reason.GATEWAY_NOT_AUTHORIZED: "The gateway may not act for the device: it is not in the device's `via`, and none "
     "of its `memberOf` is in the device's `viaGroups`.",
+    Reason.DEVICE_AND_GATEWAY_UNKNOWN: "The tenant has no device of this id, and none of the gateway's id that could "
+    "provision it.",
+    Reason.DEVICE_UNKNOWN_GATEWAY_DISABLED: "The tenant has no device of this id, and the gateway cannot provision it: "
+    "its `enabled` is false.",
+    Reason.GATEWAY_MAY_NOT_PROVISION: "The tenant has no device of this id, and the gateway may not provision it: its "
+    "`authorities` do not contain `auto-provisioning-enabled`.",
+    Reason.EDGE_DEVICE_ID_INVALID: "The gateway may provision the device, but the device's id breaks the rule for "
+    "device ids.",
     Reason.CREDENTIAL_UNKNOWN: "No device of the tenant has credentials of this type and auth-id. The auth-id "
     "must be equal letter by letter.",
     Reason.CREDENTIAL_DISABLED: "The credentials are there, but their `enabled` is false.",
@@ -134,8 +142,14 @@ class Explainer:
             answer = await self._lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, gateway_id)
         except RegistryError as error:
             return _refused(error)
-        through = "" if gateway_id is None else f" through {gateway_id}"
-        return await self._found(answer, tenant_id, f"The device may send{through}.")
+        text = "The device may send."
+        if gateway_id is not None:
+            text = f"The device may send through {gateway_id}."
+            try:
+                await self._lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, None)
+            except NotFound:
+                text = f"The device would be provisioned by this request, behind {gateway_id}. Nothing was stored now."
+        return await self._found(answer, tenant_id, text)
 
     async def explain_credentials(self, tenant_id: str, body: bytes) -> Explanation:
         """Explain a request of the Credentials API (amqp-apis 11).

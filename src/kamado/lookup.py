@@ -20,6 +20,7 @@ import msgspec
 
 from kamado.auth import Principal
 from kamado.credentials import stored_document
+from kamado.devices import device_document
 from kamado.document import JsonObject, decode, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, NotSupported, Reason
 from kamado.provisioning import ProvisioningService
@@ -135,7 +136,7 @@ class LookupService:
 
     Args:
         lookups: Point reads.
-        provisioning: Asked when a device that nobody registered comes with a certificate.
+        provisioning: Asked when a device that nobody registered comes with a certificate, or through a gateway.
         settings: Cache directives.
         clock: The time now, aware UTC.
     """
@@ -222,14 +223,19 @@ class LookupService:
 
         The checks have the order of amqp-apis 10.2. Whether the tenant is enabled is the adapter's to check.
 
+        May wait only where a gateway provisions the device. Cancelled there, it leaves the device or nothing; a retry
+        then finds it or provisions it.
+
         Raises:
             NotFound: Tenant or device unknown, or device disabled, whatever the gateway is.
-            Forbidden: The gateway is unknown, disabled or not authorised.
+            Forbidden: The gateway is unknown, disabled or not authorised; or as of provisioning.
+            BadRequest, Unavailable: As of provisioning.
         """
         row = await self._find_registration(tenant_id, device_id)
         if row is None:
-            # Edge devices that their gateway provisions (amqp-apis 10.2, step 2 with gateway) branch off here.
-            raise await self._without_device(tenant_id)
+            if gateway_id is None:
+                raise await self._without_device(tenant_id)
+            row = await self._provision_edge_device(principal, tenant_id, device_id, gateway_id)
         device = _decode_registration(row.document)
         if not device.enabled:
             raise NotFound(_NO_DEVICE, reason=Reason.DEVICE_DISABLED)
@@ -251,6 +257,18 @@ class LookupService:
             )
         )
         return Answer(200, payload, self._assertion_directive, tenant_id)
+
+    async def _provision_edge_device(
+        self, principal: Principal, tenant_id: str, device_id: str, gateway_id: str
+    ) -> RegistrationRow:
+        """Let the gateway provision the device (provisioning 4); what anybody has made meanwhile counts as found."""
+        device = await self._provisioning.provision_edge_device(principal, tenant_id, device_id, gateway_id)
+        if device is not None:
+            return RegistrationRow(device_id, encode(device_document(device)).decode())
+        row = await self._find_registration(tenant_id, device_id)
+        if row is None:
+            raise await self._without_device(tenant_id)
+        return row
 
     async def _without_device(self, tenant_id: str) -> NotFound:
         known = await self._has_tenant(tenant_id)

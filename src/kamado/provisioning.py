@@ -1,8 +1,10 @@
-"""First contact: a device comes with a certificate of a CA that its tenant trusts, and nobody has registered it.
+"""First contact: a device that nobody has registered comes with a certificate of a CA that its tenant trusts, or
+through a gateway that may bring it along.
 
-The decision of provisioning 3.2, in its order. What needs time and no database (reading the certificate, checking its
-signature) is done before the transaction; everything that may have changed since is checked again inside it. Device
-and credential appear together or not at all, and of several first contacts at once one creates and the others find.
+The decisions of provisioning 3.2 and 4.1, in their order. What needs time and no database (reading the certificate,
+checking its signature) is done before the transaction; everything that may have changed since is checked again inside
+it. Device and credential appear together or not at all, and of several first contacts at once one creates and the
+others find.
 
 Knows nothing of AMQP, nor of who is told about the new device.
 """
@@ -14,10 +16,10 @@ from typing import Final
 
 from kamado.auth import Principal
 from kamado.credentials import Credential, X509Secret
-from kamado.devices import Device
-from kamado.document import Identifiers, decode_base64, format_timestamp, new_id
+from kamado.devices import Device, stored_device
+from kamado.document import Identifiers, decode, decode_base64, format_timestamp, new_id
 from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason, RegistryError
-from kamado.store import Change, ChangeKind, Store, StoredCredentials, StoredDevice, Transaction
+from kamado.store import Change, ChangeKind, DamagedRow, Store, StoredCredentials, StoredDevice, Transaction
 from kamado.tenants import Tenant, find_max_credentials_per_device, find_max_devices
 from kamado.x509 import Certificate, DistinguishedName, VerifiedCertificate, parse_certificate, verify
 
@@ -27,6 +29,7 @@ _X509: Final = "x509-cert"
 _GATEWAY_AUTHORITY: Final = "auto-provisioning-enabled"
 # As in a look-up that finds nothing: which check it was is not for the adapter.
 _NO_CREDENTIALS: Final = "no matching credentials"
+_NO_DEVICE: Final = "no such device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,7 @@ class ProvisioningService:
             if stored.version != plan.tenant_version:
                 decided = self._decide(stored.version, stored.tenant, certificate, auth_id, now)
             self._check_limits(stored.tenant, await transaction.count_devices(tenant_id))
-            return await _insert(transaction, principal, tenant_id, auth_id, plan=decided, now=now)
+            return await _insert_with_credential(transaction, principal, tenant_id, auth_id, plan=decided, now=now)
 
         try:
             return await self._store.write(create)
@@ -155,6 +158,72 @@ class ProvisioningService:
                     f"device {plan.device_id} exists, with other credentials", reason=Reason.DEVICE_ID_TAKEN
                 ) from conflict
         return ProvisionedCredential(device_id=winner.device_id, credential=None)
+
+    async def provision_edge_device(
+        self, principal: Principal, tenant_id: str, device_id: str, gateway_id: str
+    ) -> Device | None:
+        """Create a device behind the gateway that asks for it (provisioning 4).
+
+        The caller has found no device of this id. Cancelled, it leaves the device or nothing; a retry is safe.
+
+        Args:
+            principal: The adapter that asks; the device is recorded under its name.
+            tenant_id: The tenant.
+            device_id: The edge device.
+            gateway_id: Who brings it along.
+
+        Returns:
+            What was created; `None` if there is such a device by now, whoever made it and for whichever gateway.
+
+        Raises:
+            NotFound: The tenant is unknown, or the gateway may not provision devices.
+            BadRequest: The device id breaks the rule for device ids.
+            Forbidden: The tenant has as many devices as it may.
+            Unavailable: The database cannot be written now.
+        """
+        # Most unknown devices are just unknown, and their gateway has no right to change that: no transaction for them.
+        row = await self._store.lookups.find_registration(tenant_id, gateway_id)
+        if row is None:
+            tenant = await self._store.lookups.find_tenant(tenant_id)
+            # An alias names a tenant in the Tenant API only.
+            if tenant is None or tenant.tenant_id != tenant_id:
+                raise NotFound(_NO_DEVICE, reason=Reason.TENANT_UNKNOWN)
+        _check_may_provision(None if row is None else _read_gateway(tenant_id, gateway_id, row.document))
+        try:
+            created = await self._provision_edge_device(principal, tenant_id, device_id, gateway_id)
+        except RegistryError as error:
+            self._observe("edge", error.reason or type(error).__name__.lower())
+            raise
+        self._observe("edge", "found" if created is None else "created")
+        return created
+
+    async def _provision_edge_device(
+        self, principal: Principal, tenant_id: str, device_id: str, gateway_id: str
+    ) -> Device | None:
+        try:
+            self._identifiers.check_device_id(device_id)
+        except BadRequest as error:
+            raise BadRequest(str(error), reason=Reason.EDGE_DEVICE_ID_INVALID) from None
+        now = self._clock()
+
+        async def create(transaction: Transaction) -> Device | None:
+            stored = await transaction.find_tenant(tenant_id)
+            if stored is None:
+                raise NotFound(_NO_DEVICE, reason=Reason.TENANT_UNKNOWN)
+            if await transaction.find_device(tenant_id, device_id) is not None:
+                return None
+            gateway = await transaction.find_device(tenant_id, gateway_id)
+            groups = _check_may_provision(None if gateway is None else gateway.device).member_of
+            self._check_device_limit(stored.tenant, await transaction.count_devices(tenant_id))
+            device = Device(via=(gateway_id,), via_groups=groups)
+            await _insert(transaction, principal, tenant_id, device_id, device=device, now=now)
+            return device
+
+        try:
+            return await self._store.write(create)
+        except Conflict:
+            # Somebody else was faster (provisioning 4.3, step 1).
+            return None
 
     def _decide(
         self, tenant_version: str, tenant: Tenant, certificate: Certificate, auth_id: str, now: datetime
@@ -188,13 +257,16 @@ class ProvisioningService:
 
     def _check_limits(self, tenant: Tenant, devices: int) -> None:
         """Check that one more device with one credential is within the limits (row 13)."""
-        limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
-        if 0 <= limit <= devices:
-            raise Forbidden("max-devices: the tenant has as many as it may", reason=Reason.DEVICE_LIMIT_REACHED)
+        self._check_device_limit(tenant, devices)
         if find_max_credentials_per_device(tenant, self._settings.max_credentials_per_device) == 0:
             raise Forbidden(
                 "max-credentials-per-device: the tenant allows none", reason=Reason.CREDENTIALS_LIMIT_REACHED
             )
+
+    def _check_device_limit(self, tenant: Tenant, devices: int) -> None:
+        limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
+        if 0 <= limit <= devices:
+            raise Forbidden("max-devices: the tenant has as many as it may", reason=Reason.DEVICE_LIMIT_REACHED)
 
 
 def _read_certificate(client_certificate: object) -> Certificate:
@@ -231,34 +303,69 @@ def _check_auth_id(auth_id: str, verified: VerifiedCertificate) -> None:
     )
 
 
-async def _insert(
+def _read_gateway(tenant_id: str, gateway_id: str, text: str) -> Device:
+    try:
+        document = decode(text.encode())
+    except BadRequest as error:
+        raise DamagedRow(f"devices: {tenant_id}, {gateway_id}: {error}") from error
+    if not isinstance(document, dict):
+        raise DamagedRow(f"devices: {tenant_id}, {gateway_id}: not a JSON object")
+    return stored_device(document)
+
+
+def _check_may_provision(gateway: Device | None) -> Device:
+    """Check that a gateway may bring devices along (provisioning 4.1): if not, they are as unknown as any other."""
+    if gateway is None:
+        raise NotFound(_NO_DEVICE, reason=Reason.DEVICE_AND_GATEWAY_UNKNOWN)
+    if not gateway.enabled:
+        raise NotFound(_NO_DEVICE, reason=Reason.DEVICE_UNKNOWN_GATEWAY_DISABLED)
+    if _GATEWAY_AUTHORITY not in gateway.authorities:
+        raise NotFound(_NO_DEVICE, reason=Reason.GATEWAY_MAY_NOT_PROVISION)
+    return gateway
+
+
+async def _insert_with_credential(
     transaction: Transaction, principal: Principal, tenant_id: str, auth_id: str, *, plan: _Plan, now: datetime
 ) -> ProvisionedCredential:
     """Store what provisioning 3.5 describes."""
     comment = f"Auto-provisioned at {format_timestamp(now)}"
     # No validity: a renewed certificate of the same subject must go on working.
     credential = Credential(type=_X509, auth_id=auth_id, comment=comment, secrets=(X509Secret(id=new_id()),))
-    device = StoredDevice(
+    device = Device(ext={"comment": comment}, authorities=(_GATEWAY_AUTHORITY,) if plan.as_gateway else ())
+    await _insert(transaction, principal, tenant_id, plan.device_id, device=device, credentials=(credential,), now=now)
+    return ProvisionedCredential(device_id=plan.device_id, credential=credential, as_gateway=plan.as_gateway)
+
+
+async def _insert(
+    transaction: Transaction,
+    principal: Principal,
+    tenant_id: str,
+    device_id: str,
+    *,
+    device: Device,
+    credentials: tuple[Credential, ...] = (),
+    now: datetime,
+) -> None:
+    stored = StoredDevice(
         tenant_id=tenant_id,
-        device_id=plan.device_id,
+        device_id=device_id,
         version=new_id(),
         created=now,
         auto_provisioned=True,
-        device=Device(ext={"comment": comment}, authorities=(_GATEWAY_AUTHORITY,) if plan.as_gateway else ()),
+        device=device,
     )
-    credentials = StoredCredentials(
-        tenant_id=tenant_id, device_id=plan.device_id, version=new_id(), credentials=(credential,)
+    credentials_set = StoredCredentials(
+        tenant_id=tenant_id, device_id=device_id, version=new_id(), credentials=credentials
     )
-    await transaction.insert_device(device, credentials)
-    for kind, version in ((ChangeKind.DEVICE, device.version), (ChangeKind.CREDENTIALS, credentials.version)):
+    await transaction.insert_device(stored, credentials_set)
+    for kind, version in ((ChangeKind.DEVICE, stored.version), (ChangeKind.CREDENTIALS, credentials_set.version)):
         await transaction.record(
             Change(
                 principal=principal.name,
                 kind=kind,
                 tenant_id=tenant_id,
-                resource_id=plan.device_id,
+                resource_id=device_id,
                 before=None,
                 after=version,
             )
         )
-    return ProvisionedCredential(device_id=plan.device_id, credential=credential, as_gateway=plan.as_gateway)

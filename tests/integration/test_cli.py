@@ -308,6 +308,27 @@ def test_explain_says_why_and_changes_nothing(registry: Registry, tmp_path: Path
     ask(registry, "credentials", tenant_id, "x509-cert", "CN=good,O=Example", expect_status=REFUSED)
 
 
+def test_explain_of_an_edge_device(registry: Registry) -> None:
+    """What its gateway would provision is not stored; what it may not, is told (provisioning 4.1)."""
+    tenant_id = registry.create_tenant()
+    registry.create_device(tenant_id, "gw", {"authorities": ["auto-provisioning-enabled"]})
+    registry.create_device(tenant_id, "off", {"authorities": ["auto-provisioning-enabled"], "enabled": False})
+    registry.create_device(tenant_id, "plain")
+
+    def explain(gateway_id: str, device_id: str = "edge-1", *, expect_status: int = 0) -> str:
+        arguments = ("explain", "assert", tenant_id, device_id, "--via", gateway_id)
+        return registry.run(*arguments, expect_status=expect_status).stdout
+
+    assert "would be provisioned by this request, behind gw. Nothing was stored now." in explain("gw")
+    assert "gateway-may-not-provision" in explain("plain", expect_status=REFUSED)
+    assert "device-unknown-gateway-disabled" in explain("off", expect_status=REFUSED)
+    assert "device-and-gateway-unknown" in explain("nope", expect_status=REFUSED)
+    assert "edge-device-id-invalid" in explain("gw", "a b", expect_status=WRONG_REQUEST)
+    assert registry.request("GET", f"/v1/devices/{tenant_id}/edge-1").status == 404
+    registry.create_device(tenant_id, "edge-1", {"via": ["gw"]})
+    assert explain("gw").endswith("The device may send through gw.\n")
+
+
 def test_explain_text_is_for_people(registry: Registry) -> None:
     result = registry.run("explain", "tenant", new_id(), expect_status=REFUSED)
     assert result.stdout == "404 Not Found: tenant-unknown\nThere is no tenant of this id or alias.\n"

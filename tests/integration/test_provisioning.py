@@ -452,6 +452,171 @@ class TestGateways:
         other = ask(adapter, tenant_id, "CN=q", A.issue("CN=q")).json()["device-id"]
         assert "authorities" not in registry.request("GET", f"/v1/devices/{tenant_id}/{other}").object
 
+    def test_from_the_certificate_to_the_edge_device(self, registry: Registry, adapter: Adapter) -> None:
+        """A CA, a gateway by its certificate, an edge device through it, all asserted as an adapter does."""
+        ca = on(auto_provision_as_gateway=True, auto_provisioning_device_id_template="{{subject-cn}}")
+        tenant_id = registry.create_tenant(document=anchors(ca))
+        expect(assert_registration(adapter, tenant_id, "sensor-1", "gw-7"), 404)
+        created = ask(adapter, tenant_id, "CN=gw-7", A.issue("CN=gw-7"))
+        expect(created, 201)
+        gateway_id = created.json()["device-id"]
+        expect(assert_registration(adapter, tenant_id, gateway_id), 200)
+        asserted = assert_registration(adapter, tenant_id, "sensor-1", gateway_id)
+        expect(asserted, 200)
+        assert asserted.json() == {"device-id": "sensor-1", "via": ["gw-7"]}
+        assert assert_registration(adapter, tenant_id, "sensor-1").json() == asserted.json()
+        # Switching the flag off does not touch the gateway.
+        assert registry.request("PUT", f"/v1/tenants/{tenant_id}", anchors(on())).status == 204
+        expect(assert_registration(adapter, tenant_id, "sensor-2", gateway_id), 200)
+        # What an edge device brings along is nobody's.
+        expect(assert_registration(adapter, tenant_id, "sensor-3", "sensor-1"), 404)
+        assert count_devices(registry, tenant_id) == 3
+
+
+GATEWAY = {"authorities": ["auto-provisioning-enabled"]}
+
+
+def assert_registration(adapter: Adapter, tenant_id: str, device_id: str, gateway_id: str | None = None) -> Reply:
+    properties = {"device_id": device_id} | ({} if gateway_id is None else {"gateway_id": gateway_id})
+    return adapter.request(f"registration/{tenant_id}", "assert", properties=properties)
+
+
+def send_assert(adapter: Adapter, tenant_id: str, device_id: str, gateway_id: str) -> str:
+    """Send an assertion without waiting for anything; return what its reply will refer to."""
+    sender, receiver = adapter.links(f"registration/{tenant_id}")
+    correlation = f"test-{uuid.uuid4()}"
+    properties = {"device_id": device_id, "gateway_id": gateway_id}
+    message = adapter.message("assert", reply_to=receiver.source.address, properties=properties, message_id=correlation)
+    adapter.send(sender, message)
+    return correlation
+
+
+class TestEdgeDevices:
+    """Provisioning 4."""
+
+    @pytest.fixture
+    def tenant_id(self, registry: Registry) -> str:
+        tenant_id = registry.create_tenant()
+        registry.create_device(tenant_id, "gw-a", GATEWAY)
+        registry.create_device(tenant_id, "gw-b", GATEWAY)
+        return tenant_id
+
+    @pytest.fixture
+    def adapters(self, registry: Registry, tenant_id: str) -> Iterator[list[Adapter]]:
+        with ExitStack() as stack:
+            adapters = [
+                stack.enter_context(Adapter(registry.amqp_port, registry.username, registry.password)) for _ in range(8)
+            ]
+            for adapter in adapters:
+                adapter.links(f"registration/{tenant_id}")
+            yield adapters
+
+    def test_4_1_device_id(self, registry: Registry, adapter: Adapter, tenant_id: str) -> None:
+        for device_id in ("a b", "a/b", "ä", ""):
+            expect(assert_registration(adapter, tenant_id, device_id, "gw-a"), 400)
+        assert count_devices(registry, tenant_id) == 2
+
+    def test_4_1_gateway_loses_its_right(self, registry: Registry, adapter: Adapter, tenant_id: str) -> None:
+        """What it has brought along stays; nothing new comes."""
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 200)
+        assert registry.request("PUT", f"/v1/devices/{tenant_id}/gw-a", {}).status == 204
+        expect(assert_registration(adapter, tenant_id, "e-2", "gw-a"), 404)
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 200)
+        assert registry.request("PUT", f"/v1/devices/{tenant_id}/gw-a", GATEWAY | {"enabled": False}).status == 204
+        expect(assert_registration(adapter, tenant_id, "e-2", "gw-a"), 404)
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 403)
+        assert count_devices(registry, tenant_id) == 3
+
+    def test_4_3_two_gateways_of_no_common_group(
+        self, registry: Registry, adapters: list[Adapter], tenant_id: str
+    ) -> None:
+        """4.3 row 4: one wins, the other may not act for its device; asked again it is the same."""
+        for number in range(10):
+            replies = self.at_once(adapters, tenant_id, f"e-{number}", ("gw-a", "gw-b"))
+            winners = {gateway_id for gateway_id, reply in replies if reply.status == 200}
+            assert len(winners) == 1
+            for gateway_id, reply in replies:
+                expect(reply, 200 if gateway_id in winners else 403)
+            assert count_devices(registry, tenant_id) == 3 + number
+            for gateway_id in ("gw-a", "gw-b"):
+                expected = 200 if gateway_id in winners else 403
+                expect(assert_registration(adapters[0], tenant_id, f"e-{number}", gateway_id), expected)
+
+    def test_4_3_two_gateways_of_a_common_group(self, registry: Registry, adapters: list[Adapter]) -> None:
+        tenant_id = registry.create_tenant()
+        for gateway_id, groups in (("gw-a", ["x", "hall"]), ("gw-b", ["hall", "y"])):
+            registry.create_device(tenant_id, gateway_id, GATEWAY | {"memberOf": groups})
+        for number in range(5):
+            for _, reply in self.at_once(adapters, tenant_id, f"e-{number}", ("gw-a", "gw-b")):
+                expect(reply, 200)
+                assert sorted(reply.json()["via"]) == ["gw-a", "gw-b"]
+            assert count_devices(registry, tenant_id) == 3 + number
+
+    def test_4_3_one_gateway_many_times(self, registry: Registry, adapters: list[Adapter], tenant_id: str) -> None:
+        for number in range(10):
+            for _, reply in self.at_once(adapters, tenant_id, f"e-{number}", ("gw-a",)):
+                expect(reply, 200)
+                assert reply.json() == {"device-id": f"e-{number}", "via": ["gw-a"]}
+            assert count_devices(registry, tenant_id) == 3 + number
+
+    def at_once(
+        self, adapters: list[Adapter], tenant_id: str, device_id: str, gateways: tuple[str, ...]
+    ) -> list[tuple[str, Reply]]:
+        asked = [gateways[number % len(gateways)] for number in range(len(adapters))]
+        correlations = [
+            send_assert(adapter, tenant_id, device_id, gateway_id)
+            for adapter, gateway_id in zip(adapters, asked, strict=True)
+        ]
+        replies = [
+            adapter.await_reply(correlation) for adapter, correlation in zip(adapters, correlations, strict=True)
+        ]
+        return list(zip(asked, replies, strict=True))
+
+    def test_4_1_the_limit_holds_for_many_at_once(self, registry: Registry, adapter: Adapter) -> None:
+        tenant_id = registry.create_tenant(document={"registration-limits": {"max-devices": 6}})
+        registry.create_device(tenant_id, "gw-a", GATEWAY)
+        correlations = [send_assert(adapter, tenant_id, f"e-{number}", "gw-a") for number in range(20)]
+        statuses = [adapter.await_reply(correlation).status or 0 for correlation in correlations]
+        assert sorted(statuses) == [200] * 5 + [403] * 15
+        assert count_devices(registry, tenant_id) == 6
+
+    def test_the_gateway_is_disabled_meanwhile(self, registry: Registry, adapters: list[Adapter]) -> None:
+        """Each is answered, and nothing is created once the operator has his 204."""
+        tenant_id = registry.create_tenant()
+        registry.create_device(tenant_id, "gw-a", GATEWAY)
+        with concurrent.futures.ThreadPoolExecutor(1) as operator:
+            correlations = [
+                (adapter, send_assert(adapter, tenant_id, f"e-{number}-{index}", "gw-a"))
+                for number in range(10)
+                for index, adapter in enumerate(adapters)
+            ]
+            change = operator.submit(
+                registry.request, "PUT", f"/v1/devices/{tenant_id}/gw-a", GATEWAY | {"enabled": False}
+            )
+            statuses = [adapter.await_reply(correlation).status or 0 for adapter, correlation in correlations]
+            assert change.result().status == 204
+        assert set(statuses) <= {200, 403, 404}
+        # 403: created, and the gateway disabled before its answer was made up.
+        assert count_devices(registry, tenant_id) == 1 + len([status for status in statuses if status != 404])
+        expect(assert_registration(adapters[0], tenant_id, "late", "gw-a"), 404)
+
+    def test_deleted_and_asserted_again(self, registry: Registry, adapter: Adapter, tenant_id: str) -> None:
+        """As 3.7: it comes back as long as the gateway may; also if that is another one now."""
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 200)
+        assert registry.request("DELETE", f"/v1/devices/{tenant_id}/e-1").status == 204
+        expect(assert_registration(adapter, tenant_id, "e-1"), 404)
+        again = assert_registration(adapter, tenant_id, "e-1", "gw-b")
+        expect(again, 200)
+        assert again.json() == {"device-id": "e-1", "via": ["gw-b"]}
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 403)
+
+    def test_a_disabled_one_stays_out(self, registry: Registry, adapter: Adapter, tenant_id: str) -> None:
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 200)
+        path = f"/v1/devices/{tenant_id}/e-1"
+        assert registry.request("PUT", path, {"enabled": False, "via": ["gw-a"]}).status == 204
+        expect(assert_registration(adapter, tenant_id, "e-1", "gw-a"), 404)
+        assert registry.request("GET", path).object["enabled"] is False
+
 
 class TestSettings:
     def test_signature_switch_off(self, new_registry: NewRegistry) -> None:
@@ -492,3 +657,43 @@ class TestSettings:
             reply = ask(adapter, tenant_id, "CN=p 1,O=acme", A.issue("CN=p 1,O=acme"))
             expect(reply, 201)
             assert reply.json()["device-id"] == "CN=p 1,O=acme"
+
+
+class TestCrash:
+    def test_edge_devices_are_whole_or_not_there(self, new_registry: NewRegistry) -> None:
+        """Provisioning 4.2; what was answered is there."""
+        registry = new_registry()
+        tenant_id = registry.create_tenant()
+        registry.create_device(tenant_id, "gw-a", GATEWAY | {"memberOf": ["hall"]})
+        answered: list[str] = []
+        for life in range(3):
+            with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+                correlations = {
+                    send_assert(adapter, tenant_id, f"e-{life}-{number}", "gw-a"): f"e-{life}-{number}"
+                    for number in range(60)
+                }
+                for correlation, device_id in list(correlations.items())[: 15 * life]:
+                    expect(adapter.await_reply(correlation), 200)
+                    answered.append(device_id)
+                registry.kill()
+            registry.start()
+        with closing(sqlite3.connect(f"file:{registry.database}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(
+                "SELECT d.device_id, d.auto_provisioned, d.document, s.version FROM devices d LEFT JOIN credential_sets"
+                " s ON s.tenant_id = d.tenant_id AND s.device_id = d.device_id WHERE d.tenant_id = ?",
+                (tenant_id,),
+            ).fetchall()
+            (counted,) = connection.execute(
+                "SELECT devices FROM tenant_usage WHERE tenant_id = ?", (tenant_id,)
+            ).fetchone()
+        assert counted == len(rows)
+        devices = {device_id: (flag, json.loads(text), version) for device_id, flag, text, version in rows}
+        del devices["gw-a"]
+        assert set(answered) <= devices.keys()
+        for flag, document, version in devices.values():
+            assert (flag, document) == (1, {"enabled": True, "via": ["gw-a"], "viaGroups": ["hall"]})
+            assert version is not None
+        with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
+            for life in range(3):
+                for number in range(60):
+                    expect(assert_registration(adapter, tenant_id, f"e-{life}-{number}", "gw-a"), 200)

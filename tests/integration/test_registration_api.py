@@ -1,6 +1,7 @@
 """Device Registration API: amqp-apis 14, rows R, and section 10."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -58,6 +59,10 @@ def test_asserted(adapter: Adapter, device_id: str, gateway_id: object, payload:
         pytest.param("nope", "gw1", 404, id="R13"),
         pytest.param("gw1", "gw1", 403, id="10.2-gateway-via-itself"),
         pytest.param("d4", "nope", 404, id="10.2-device-before-gateway"),
+        pytest.param("nope", "nope", 404, id="10.2-both-unknown"),
+        pytest.param("nope", "gw3", 404, id="10.2-device-before-disabled-gateway"),
+        pytest.param("d4", "gw4", 404, id="10.2-disabled-is-not-unknown"),
+        pytest.param("d1", "gw4", 403, id="10.2-only-unknown-devices-are-provisioned"),
         pytest.param("D1", None, 404, id="3-case"),
     ],
 )
@@ -67,6 +72,30 @@ def test_refused(adapter: Adapter, device_id: str, gateway_id: str | None, statu
     assert reply.body is None
     assert reply.cache_control is None
     assert (reply.tenant_id, reply.device_id) == ("acme", device_id)
+
+
+@pytest.mark.row("amqp-apis 14", "R14", "R15")
+def test_r14_r15_edge_device_through_its_gateway(acme: Acme, adapter: Adapter) -> None:
+    """Also provisioning 4.2: what the operator sees of it."""
+    before = datetime.now(UTC).replace(microsecond=0)
+    reply = ask(adapter, "new1", "gw4")
+    assert reply.status == 200
+    assert reply.json() == {"device-id": "new1", "via": ["gw4", "gw2"]}
+    assert reply.cache_control == "max-age = 300"
+    assert (reply.tenant_id, reply.device_id) == ("acme", "new1")
+    device = acme.registry.request("GET", "/v1/devices/acme/new1").object
+    status = device.pop("status")
+    assert device == {"enabled": True, "via": ["gw4"], "viaGroups": ["hall"]}
+    assert isinstance(status, dict)
+    assert before <= datetime.fromisoformat(str(status.pop("created"))) <= datetime.now(UTC)
+    assert status == {"auto-provisioned": True}
+    assert acme.registry.request("GET", "/v1/credentials/acme/new1").json() == []
+    refused = ask(adapter, "new1", "gw1")
+    assert refused.status == 403
+    assert refused.body is None
+    # It is a device as any other now: also for a gateway of a common group, and on its own (10.2).
+    for gateway_id in ("gw4", "gw2", None):
+        assert ask(adapter, "new1", gateway_id).json() == reply.json()
 
 
 def test_r16_unknown_tenant(adapter: Adapter) -> None:

@@ -278,9 +278,12 @@ class TestRegistration:
             pytest.param("d5", "gw3", Forbidden, Reason.GATEWAY_DISABLED, id="R10"),
             pytest.param("d2", "nope", Forbidden, Reason.GATEWAY_UNKNOWN, id="R11"),
             pytest.param("nope", None, NotFound, Reason.DEVICE_UNKNOWN, id="R12"),
-            pytest.param("nope", "gw1", NotFound, Reason.DEVICE_UNKNOWN, id="R13"),
+            pytest.param("nope", "gw1", NotFound, Reason.GATEWAY_MAY_NOT_PROVISION, id="R13"),
+            pytest.param("nope", "gw3", NotFound, Reason.DEVICE_UNKNOWN_GATEWAY_DISABLED, id="10.2-disabled-gateway"),
             pytest.param("gw1", "gw1", Forbidden, Reason.GATEWAY_NOT_AUTHORIZED, id="10.2-itself"),
-            pytest.param("nope", "nope", NotFound, Reason.DEVICE_UNKNOWN, id="10.2-device-first"),
+            pytest.param("nope", "nope", NotFound, Reason.DEVICE_AND_GATEWAY_UNKNOWN, id="10.2-device-first"),
+            pytest.param("d1", "gw4", Forbidden, Reason.GATEWAY_NOT_AUTHORIZED, id="10.2-only-unknown-devices"),
+            pytest.param("d4", "gw4", NotFound, Reason.DEVICE_DISABLED, id="10.2-disabled-is-not-unknown"),
         ],
     )
     def test_refused(
@@ -293,9 +296,10 @@ class TestRegistration:
     @pytest.mark.parametrize("tenant_id", ["nope", "plant7"])
     def test_tenant_unknown(self, acme: Acme, tenant_id: str) -> None:
         """R16; an alias names a tenant in the Tenant API only (amqp-apis 9.1)."""
-        with pytest.raises(NotFound) as refusal:
-            acme.assertion("d1", tenant_id=tenant_id)
-        assert refusal.value.reason is Reason.TENANT_UNKNOWN
+        for gateway_id in (None, "gw4"):
+            with pytest.raises(NotFound) as refusal:
+                acme.assertion("d1", gateway_id, tenant_id=tenant_id)
+            assert refusal.value.reason is Reason.TENANT_UNKNOWN
 
     def test_tenant_may_be_disabled(self, acme: Acme) -> None:
         """amqp-apis 10.2 step 2."""
@@ -310,9 +314,9 @@ class TestRegistration:
 
     def test_unknown_and_disabled_look_alike(self, acme: Acme) -> None:
         texts = set()
-        for device_id in ("d4", "nope"):
+        for device_id, via in (("d4", None), ("nope", None), ("nope", "gw1"), ("nope", "gw3"), ("nope", "nope")):
             with pytest.raises(NotFound) as refusal:
-                acme.assertion(device_id)
+                acme.assertion(device_id, via)
             texts.add(str(refusal.value))
         assert len(texts) == 1
         texts = set()
@@ -372,6 +376,33 @@ class TestRegistration:
     def test_groups_without_members(self, acme: Acme) -> None:
         acme.sample.put_device("acme", "alone", {"viaGroups": ["nobody"]})
         assert payload(acme.assertion("alone")) == {"device-id": "alone"}
+
+    def test_edge_device(self, acme: Acme) -> None:
+        """R14, R15: the gateway brings it along, then it is a device as any other (10.2, step 5)."""
+        answer = acme.assertion("new1", "gw4")
+        assert (answer.status, answer.cache_control, answer.tenant_id) == (200, "max-age = 300", "acme")
+        assert payload(answer) == {"device-id": "new1", "via": ["gw4", "gw2"]}
+        for gateway_id in (None, "gw4", "gw2"):  # gw2 is of the same group
+            assert payload(acme.assertion("new1", gateway_id)) == payload(answer)
+        with pytest.raises(Forbidden) as refusal:
+            acme.assertion("new1", "gw1")
+        assert refusal.value.reason is Reason.GATEWAY_NOT_AUTHORIZED
+        assert acme.sample.count_devices("acme") == 10
+
+    def test_edge_device_in_a_disabled_tenant(self, acme: Acme) -> None:
+        """10.2 step 2: not a reason."""
+        acme.sample.put_device("off", "gw", {"authorities": ["auto-provisioning-enabled"]})
+        assert payload(acme.assertion("new", "gw", tenant_id="off")) == {"device-id": "new", "via": ["gw"]}
+
+    def test_edge_device_that_is_gone_again(self, acme: Acme) -> None:
+        """Somebody else made it and an operator deleted it, before it could be read: as unknown as it was."""
+
+        async def provision(*_: object) -> None: ...
+
+        acme.service._provisioning.provision_edge_device = provision  # type: ignore[assignment]
+        with pytest.raises(NotFound) as refusal:
+            acme.assertion("new1", "gw4")
+        assert refusal.value.reason is Reason.DEVICE_UNKNOWN
 
 
 class TestCredentials:
@@ -710,6 +741,7 @@ def test_a_look_up_never_suspends_on_sqlite(acme: Acme) -> None:
             service.get_tenant_by_body(ADAPTER, b'{"tenant-id":"nope"}'),
             service.assert_registration(ADAPTER, "acme", "d3", "gw2"),
             service.assert_registration(ADAPTER, "acme", "nope", None),
+            service.assert_registration(ADAPTER, "acme", "nope", "gw1"),
             service.get_credentials(ADAPTER, "acme", b'{"type":"hashed-password","auth-id":"mix"}'),
             service.get_credentials(ADAPTER, "acme", b'{"type":"psk","auth-id":"nope"}'),
         ):
@@ -723,7 +755,7 @@ def test_a_look_up_never_suspends_on_sqlite(acme: Acme) -> None:
                 raise AssertionError("suspended")
         return statuses
 
-    assert acme.sample.run(ask()) == [200, 200, 404, 200, 404, 200, 404]
+    assert acme.sample.run(ask()) == [200, 200, 404, 200, 404, 404, 200, 404]
 
 
 json_values = st.recursive(

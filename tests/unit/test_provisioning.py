@@ -4,9 +4,12 @@ import asyncio
 import base64
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
+from unittest.mock import AsyncMock
 
 import pytest
 from cryptography import x509
@@ -14,10 +17,22 @@ from cryptography.x509.oid import NameOID
 from tests.integration.certificates import Authority, Issued
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 
+from kamado.devices import Device
 from kamado.document import Identifiers
 from kamado.errors import BadRequest, Forbidden, NotFound, Reason, RegistryError
 from kamado.provisioning import ProvisionedCredential, ProvisioningService, ProvisioningSettings
-from kamado.store import Change, ChangeKind, Lookups, Searches, Store, Transaction, Work
+from kamado.store import (
+    Change,
+    ChangeKind,
+    DamagedRow,
+    Lookups,
+    RegistrationRow,
+    Searches,
+    Store,
+    Transaction,
+    Work,
+)
+from kamado.tenants import parse_tenant
 
 T = TypeVar("T")
 
@@ -364,6 +379,226 @@ class TestDecision:
         assert texts == {str(disabled.value)}
 
 
+class EdgeContact:
+    """What an assertion of an unknown device through a gateway comes to."""
+
+    def __init__(self, sample: SampleStore, store: Store | None = None, **settings: Any) -> None:
+        self.sample = sample
+        self.seen: list[tuple[str, str]] = []
+        self.service = ProvisioningService(
+            store or sample.store,
+            ProvisioningSettings(**settings),
+            Identifiers(),
+            sample.clock,
+            observe=lambda *pair: self.seen.append(pair),
+        )
+
+    def __call__(self, device_id: str, gateway_id: str = "gw", tenant_id: str = "acme") -> Device | None:
+        return self.sample.run(self.service.provision_edge_device(ADAPTER, tenant_id, device_id, gateway_id))
+
+    def refused(self, device_id: str, gateway_id: str = "gw", tenant_id: str = "acme") -> tuple[int, Reason | None]:
+        before = self.sample.count_devices(tenant_id)
+        with pytest.raises(RegistryError) as refusal:
+            self(device_id, gateway_id, tenant_id)
+        assert self.sample.count_devices(tenant_id) == before
+        return refusal.value.status, refusal.value.reason
+
+
+GATEWAY: dict[str, Any] = {"authorities": ["auto-provisioning-enabled"]}
+
+
+@pytest.fixture
+def gateway(sample: SampleStore) -> str:
+    """A gateway that may provision, of a tenant that trusts no CA: its CAs play no role (provisioning 4.1)."""
+    sample.put_tenant("acme")
+    sample.put_device("acme", "gw", GATEWAY | {"memberOf": ["hall", "yard"]})
+    return "gw"
+
+
+@pytest.mark.usefixtures("gateway")
+class TestEdgeDevice:
+    """Provisioning 4."""
+
+    def test_4_2_what_is_created(self, sample: SampleStore) -> None:
+        contact = EdgeContact(sample)
+        created = contact("edge-1")
+        stored, credentials = sample.find_device("acme", "edge-1"), sample.find_credentials("acme", "edge-1")
+        assert stored is not None
+        assert credentials is not None
+        assert stored.device == created == Device(via=("gw",), via_groups=("hall", "yard"))
+        assert stored.device.enabled
+        assert (stored.auto_provisioned, stored.notification_sent, stored.created) == (True, False, NOON)
+        assert not credentials.credentials
+        assert credentials.version != stored.version
+        assert contact.seen == [("edge", "created")]
+
+    def test_4_2_of_a_gateway_without_groups(self, sample: SampleStore) -> None:
+        sample.put_device("acme", "alone", GATEWAY)
+        assert EdgeContact(sample)("edge-1", "alone") == Device(via=("alone",))
+
+    def test_an_edge_device_may_not_bring_others_along(self, sample: SampleStore) -> None:
+        """Provisioning 5: a right of gateways, not handed on."""
+        contact = EdgeContact(sample)
+        contact("edge-1")
+        assert contact.refused("edge-2", "edge-1") == (404, Reason.GATEWAY_MAY_NOT_PROVISION)
+
+    def test_is_recorded_under_the_adapters_name(self, sample: SampleStore) -> None:
+        store = StoreThat(sample.store)
+        EdgeContact(sample, store)("edge-1")
+        assert [(change.kind, change.principal, change.resource_id, change.before) for change in store.changes] == [
+            (ChangeKind.DEVICE, ADAPTER.name, "edge-1", None),
+            (ChangeKind.CREDENTIALS, ADAPTER.name, "edge-1", None),
+        ]
+
+    @pytest.mark.parametrize(
+        ("gateway", "reason"),
+        [
+            (None, Reason.DEVICE_AND_GATEWAY_UNKNOWN),
+            (GATEWAY | {"enabled": False}, Reason.DEVICE_UNKNOWN_GATEWAY_DISABLED),
+            ({}, Reason.GATEWAY_MAY_NOT_PROVISION),
+            ({"authorities": ["auto-provisioning", "x"]}, Reason.GATEWAY_MAY_NOT_PROVISION),
+        ],
+    )
+    def test_4_1_what_the_gateway_lacks(
+        self, sample: SampleStore, gateway: dict[str, Any] | None, reason: Reason
+    ) -> None:
+        contact = EdgeContact(sample)
+        if gateway is not None:
+            sample.put_device("acme", "other", gateway)
+        for device_id in ("edge-1", "not an id"):
+            assert contact.refused(device_id, "other") == (404, reason)
+        # They are unknown devices as any other, and no first contacts.
+        assert not contact.seen
+
+    def test_4_1_tenant_is_known(self, sample: SampleStore) -> None:
+        contact = EdgeContact(sample)
+        assert contact.refused("edge-1", tenant_id="nope") == (404, Reason.TENANT_UNKNOWN)
+        sample.put_tenant("acme", {"alias": "plant"})
+        assert contact.refused("edge-1", tenant_id="plant") == (404, Reason.TENANT_UNKNOWN)
+        sample.delete_tenant("acme")
+        assert contact.refused("edge-1") == (404, Reason.TENANT_UNKNOWN)
+
+    @pytest.mark.parametrize("device_id", ["", "a b", "a/b", "ä", "a\n", "x" * 257])
+    def test_4_1_device_id(self, sample: SampleStore, device_id: str) -> None:
+        contact = EdgeContact(sample)
+        assert contact.refused(device_id) == (400, Reason.EDGE_DEVICE_ID_INVALID)
+        assert contact.seen == [("edge", "edge-device-id-invalid")]
+
+    @pytest.mark.parametrize(
+        ("own", "general", "allowed"), [(2, -1, 1), (-1, 2, 1), (1, 5, 0), (3, 2, 2), (0, -1, 0), (None, -1, 3)]
+    )
+    def test_4_1_limit(self, sample: SampleStore, own: int | None, general: int, allowed: int) -> None:
+        """The gateway is one of them; a limit of the tenant's own wins (management 5.7)."""
+        sample.put_tenant("acme", {} if own is None else {"registration-limits": {"max-devices": own}})
+        contact = EdgeContact(sample, max_devices_per_tenant=general)
+        for number in range(allowed):
+            assert contact(f"edge-{number}") is not None
+        if allowed < 3:
+            assert contact.refused("one-more") == (403, Reason.DEVICE_LIMIT_REACHED)
+
+    def test_the_limit_of_credentials_does_not_count(self, sample: SampleStore) -> None:
+        """Provisioning 4.2: an edge device has none."""
+        sample.put_tenant("acme", {"registration-limits": {"max-credentials-per-device": 0}})
+        assert EdgeContact(sample)("edge-1") is not None
+
+    @pytest.mark.parametrize("blind", [False, True])
+    def test_4_3_somebody_else_was_faster(self, sample: SampleStore, blind: bool) -> None:
+        """Whether it is seen in the transaction or run into: found, and left as it is."""
+
+        async def other() -> None:
+            service = ProvisioningService(sample.store, ProvisioningSettings(), Identifiers(), sample.clock)
+            assert await service.provision_edge_device(ADAPTER, "acme", "edge-1", "faster") is not None
+
+        sample.put_device("acme", "faster", GATEWAY)
+        contact = EdgeContact(sample, StoreThat(sample.store, before_write=other, blind=blind))
+        assert contact("edge-1") is None
+        assert contact.seen == [("edge", "found")]
+        stored = sample.find_device("acme", "edge-1")
+        assert stored is not None
+        assert stored.device.via == ("faster",)
+        assert sample.count_devices("acme") == 3
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ("gateway deleted", (404, Reason.DEVICE_AND_GATEWAY_UNKNOWN)),
+            ({"enabled": False}, (404, Reason.DEVICE_UNKNOWN_GATEWAY_DISABLED)),
+            ({"authorities": ()}, (404, Reason.GATEWAY_MAY_NOT_PROVISION)),
+            ("tenant deleted", (404, Reason.TENANT_UNKNOWN)),
+            ("limit reached", (403, Reason.DEVICE_LIMIT_REACHED)),
+        ],
+        ids=str,
+    )
+    def test_an_operator_changes_something_meanwhile(
+        self, sample: SampleStore, change: str | dict[str, Any], expected: tuple[int, Reason]
+    ) -> None:
+        async def apply(transaction: Transaction) -> None:
+            if change == "gateway deleted":
+                await transaction.delete_device("acme", "gw")
+            elif change == "tenant deleted":
+                await transaction.delete_tenant("acme")
+            elif change == "limit reached":
+                stored = await transaction.find_tenant("acme")
+                assert stored is not None
+                limited = parse_tenant({"registration-limits": {"max-devices": 1}})
+                await transaction.update_tenant(replace(stored, version="new", tenant=limited))
+            else:
+                assert isinstance(change, dict)
+                gateway = await transaction.find_device("acme", "gw")
+                assert gateway is not None
+                await transaction.update_device(replace(gateway, device=replace(gateway.device, **change)))
+
+        async def other() -> None:
+            await sample.store.write(apply)
+
+        contact = EdgeContact(sample, StoreThat(sample.store, before_write=other))
+        with pytest.raises(RegistryError) as refusal:
+            contact("edge-1")
+        assert (refusal.value.status, refusal.value.reason) == expected
+        assert contact.seen == [("edge", expected[1].value)]
+        assert sample.find_device("acme", "edge-1") is None
+
+    def test_groups_are_those_that_the_gateway_has_when_the_device_is_made(self, sample: SampleStore) -> None:
+        async def apply(transaction: Transaction) -> None:
+            gateway = await transaction.find_device("acme", "gw")
+            assert gateway is not None
+            await transaction.update_device(replace(gateway, device=replace(gateway.device, member_of=("new",))))
+
+        async def other() -> None:
+            await sample.store.write(apply)
+
+        contact = EdgeContact(sample, StoreThat(sample.store, before_write=other))
+        assert contact("edge-1") == Device(via=("gw",), via_groups=("new",))
+
+    def test_many_at_once(self, sample: SampleStore) -> None:
+        """4.3 row 4, and several asserts by one gateway: one creates, the others find."""
+        sample.put_device("acme", "gw2", GATEWAY)
+        contact = EdgeContact(sample)
+
+        async def all_at_once() -> list[Device | None]:
+            return await asyncio.gather(
+                *(
+                    contact.service.provision_edge_device(ADAPTER, "acme", "edge-1", gateway_id)
+                    for gateway_id in ("gw", "gw2") * 25
+                )
+            )
+
+        results = sample.run(all_at_once())
+        assert len([device for device in results if device is not None]) == 1
+        assert sample.count_devices("acme") == 3
+
+    def test_a_damaged_gateway_is_an_internal_error(self, sample: SampleStore) -> None:
+        """amqp-apis 5: what is not part of the domain becomes status 500; the log names the row."""
+
+        store = StoreThat(sample.store)
+        contact = EdgeContact(sample, store)
+        for text in ('{"enabled":', "[]"):
+            find_damaged = AsyncMock(return_value=RegistrationRow("gw", text))
+            store.lookups_instead = SimpleNamespace(find_registration=find_damaged)
+            with pytest.raises(DamagedRow, match="devices: acme, gw"):
+                contact("edge-1")
+
+
 class StoreThat:
     """The real store; something happens before a write, or what the transaction sees is older than what is there."""
 
@@ -374,10 +609,11 @@ class StoreThat:
         self._before_write = before_write
         self._blind = blind
         self.changes: list[Change] = []
+        self.lookups_instead: Any = None
 
     @property
     def lookups(self) -> Lookups:
-        return self._store.lookups
+        return self.lookups_instead or self._store.lookups
 
     async def read(self, work: Work[T]) -> T:
         return await self._store.read(work)
@@ -411,6 +647,11 @@ class _TransactionThat:
         if self._store._blind:
             return None
         return await self._transaction.find_credential(tenant_id, type_, auth_id)
+
+    async def find_device(self, tenant_id: str, device_id: str) -> object:
+        if self._store._blind and device_id == "edge-1":
+            return None
+        return await self._transaction.find_device(tenant_id, device_id)
 
     async def record(self, change: Change) -> None:
         self._store.changes.append(change)
