@@ -8,12 +8,14 @@ import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from kamado.connections import Connections, ConnectionTransaction, DeviceConnection
 from kamado.devices import parse_device
 from kamado.document import new_id
 from kamado.errors import Conflict, Unavailable
-from kamado.storage import StoreSettings
+from kamado.storage import StoreSettings, open_connections
 from kamado.storage.migrations import load_migrations
 from kamado.storage.sqlite import open_sqlite
+from kamado.storage.volatile import SqliteConnections, connections_path
 from kamado.store import Store, StoredCredentials, StoredDevice, StoredTenant
 from kamado.tenants import parse_tenant
 
@@ -133,9 +135,66 @@ async def open_without_rights(path: str) -> None:
         say("opened")
 
 
+async def connect(connections: Connections, device_id: str) -> None:
+    """Keep a device's gateway."""
+
+    async def put(transaction: ConnectionTransaction) -> None:
+        entry = DeviceConnection("gateway" * 30, datetime.now(UTC))
+        await transaction.insert_connection(TENANT, device_id, entry)
+
+    await connections.write(put)
+
+
+async def connect_without_space(path: str) -> None:
+    """Keep gateways until no file may grow any more, look whether all else works, then go on with more space."""
+    connections = await open_connections(f"sqlite:///{path}")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    kept: list[str] = []
+    errors: set[str] = set()
+    while not errors:
+        ids = [new_id() for _ in range(100)]
+        outcomes = await asyncio.gather(*(connect(connections, each) for each in ids), return_exceptions=True)
+        kept += [each for each, outcome in zip(ids, outcomes, strict=True) if outcome is None]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert all(isinstance(failure, Unavailable) for failure in failures), failures
+        errors |= set(map(str, failures))
+    readable = [await connections.find_connection(TENANT, each) is not None for each in kept]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    await connect(connections, "afterwards")
+    afterwards = await connections.find_connection(TENANT, "afterwards") is not None
+    await connections.close()
+    say(json.dumps({"errors": sorted(errors), "readable": all(readable), "afterwards": afterwards}))
+
+
+async def connect_without_rights(path: str) -> None:
+    """Open device connections as somebody to whom file modes apply, and print what comes of a use."""
+    connections = SqliteConnections(connections_path(path), lambda *_: None)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    await connections.open()
+    try:
+        await connections.find_connection(TENANT, "d")
+    except Unavailable as error:
+        say(f"{type(error).__name__}: {error}")
+    else:
+        say("opened")
+    await connections.close()
+
+
 TASKS = {
     task.__name__: task
-    for task in (write_for_ever, write_without_pause, write_some, run_out_of_space, open_without_rights)
+    for task in (
+        write_for_ever,
+        write_without_pause,
+        write_some,
+        run_out_of_space,
+        open_without_rights,
+        connect_without_space,
+        connect_without_rights,
+    )
 }
 
 if __name__ == "__main__":

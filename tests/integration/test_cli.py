@@ -93,6 +93,26 @@ def test_ask_credentials(registry: Registry) -> None:
     ask(registry, "credentials", tenant_id, "psk", expect_status=USAGE)
 
 
+def test_ask_connection(registry: Registry) -> None:
+    """The five operations of amqp-apis 12, each with the exit status of its outcome."""
+    tenant_id = new_id()
+    ask(registry, "connection", "get-gateway", tenant_id, "d", expect_status=REFUSED)
+    ask(registry, "connection", "get-instances", tenant_id, "d", expect_status=REFUSED)
+    assert ask(registry, "connection", "set-gateway", tenant_id, "d", "gw").startswith("204 No Content\n")
+    answer = json.loads(ask(registry, "connection", "get-gateway", tenant_id, "d", "--json"))
+    assert answer["payload"]["gateway-id"] == "gw"
+    ask(registry, "connection", "set-instance", tenant_id, "gw", "a1")
+    ask(registry, "connection", "set-instance", tenant_id, "gw2", "a2", "--lifespan", "3600")
+    ask(registry, "connection", "set-instance", tenant_id, "gw3", "a3", "--lifespan", "0")
+    arguments = ("connection", "get-instances", tenant_id)
+    found = json.loads(ask(registry, *arguments, "other", "gw", "gw2", "gw3", "--json"))["payload"]
+    assert [entry["device-id"] for entry in found["adapter-instances"]] == ["gw", "gw2"]
+    ask(registry, "connection", "remove-instance", tenant_id, "gw", "a2", expect_status=WRONG_REQUEST)
+    ask(registry, "connection", "remove-instance", tenant_id, "gw", "a1")
+    ask(registry, "connection", "remove-instance", tenant_id, "gw", "a1", expect_status=REFUSED)
+    ask(registry, "connection", "set-instance", tenant_id, "d", "a", "--lifespan", "4294967296", expect_status=USAGE)
+
+
 @pytest.mark.parametrize("form", ["pem", "der"])
 def test_ask_credentials_provisions_by_certificate(registry: Registry, tmp_path: Path, form: str) -> None:
     authority = Authority.create(f"CN={new_id()}")

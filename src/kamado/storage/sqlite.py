@@ -499,7 +499,9 @@ async def _prepare(
     for pragma in content.pragmas:
         connection.execute(pragma).fetchall()
     if not content.durable:
-        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        # Not the quick one, which takes half the time (0.3 s for a million rows): pages of different moments are each
+        # sound, and only their order shows that they do not belong together.
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise UnusableFile(f"{path} is damaged: {found}")
     if before < latest:
