@@ -1,6 +1,7 @@
 # make serve   install and run the registry with the example of examples/guide
 # make test    install everything and pass every test
 # make check   format, lint and types; part of make test
+# make conformance  write the table of docs/conformance.md from the tests
 # make fuzz    throw any bytes at the front doors for some minutes (FUZZ_SECONDS for each test)
 # make bench   measure (minutes); figures belong into docs/performance.md
 # make .venv   install only
@@ -14,7 +15,7 @@ JOBS ?= 4
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench fuzz clean
+.PHONY: help serve test check conformance format bench fuzz clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -45,6 +46,9 @@ check: $(VENV)/installed-dev
 
 test: check
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+conformance: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.conformance
 
 fuzz: $(VENV)/installed-dev
 	KAMADO_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest --numprocesses 2 tests/fuzz

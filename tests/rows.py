@@ -10,7 +10,7 @@ A row that the specification does not have is an error before any test runs (`te
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -76,14 +76,15 @@ class Section:
         """Mark a test, a class or a case with the rows that it proves."""
         return pytest.mark.row(self.name, *rows)
 
-    def case(self, identifier: str, *values: object) -> object:
+    def case(self, identifier: str, *values: object, also: Sequence[pytest.MarkDecorator] = ()) -> object:
         """Make a case for `parametrize`.
 
         Args:
             identifier: Of the case: the row that it proves and, after a dash, which case of that row it is.
             values: As for `pytest.param`.
+            also: Further marks.
         """
-        return pytest.param(*values, id=identifier, marks=self.row(identifier.partition("-")[0]))
+        return pytest.param(*values, id=identifier, marks=[self.row(identifier.partition("-")[0]), *also])
 
 
 def check_rows(items: Iterable[pytest.Item]) -> dict[str, dict[str, list[pytest.Item]]]:

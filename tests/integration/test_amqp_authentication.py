@@ -15,6 +15,9 @@ from tests.integration.adapter import HOST, TIMEOUT, Adapter, AuthenticationFail
 from tests.integration.certificates import Authority
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, poll
+from tests.rows import Section
+
+ROWS = Section("authentication 6")
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +109,28 @@ def log_in(plain: RawSasl, response: bytes, mechanism: str = "PLAIN") -> int:
 # PLAIN
 
 
+@ROWS.row(1)
 def test_row1_plain(acme: Acme, plain: RawSasl) -> None:
     assert log_in(plain, b"\0protocol-adapter\0adapter-secret") == 0
     with acme.adapter() as adapter:
         assert adapter.request("tenant", "get", body='{"tenant-id":"acme"}').status == 200
 
 
+@ROWS.row(1)
 def test_row1_plain_with_a_hashed_password(acme: Acme) -> None:
     with Adapter(acme.registry.amqp_port, "hashed", "hashed-secret") as adapter:
         assert adapter.request("tenant", "get", body='{"tenant-id":"acme"}').status == 200
 
 
 @pytest.mark.parametrize("name", ["protocol-adapter", "hashed", "nobody-knows", "Protocol-Adapter"])
+@ROWS.row(2)
 def test_row2_wrong_password_and_unknown_user(acme: Acme, name: str) -> None:
     with pytest.raises(AuthenticationFailed) as refused:
         Adapter(acme.registry.amqp_port, name, "wrong")
     assert refused.value.outcome == 1
 
 
+@ROWS.row(2)
 def test_row2_is_indistinguishable(acme: Acme) -> None:
     """The same bytes, whether the user is known or not."""
     answers = set()
@@ -138,9 +145,9 @@ def test_row2_is_indistinguishable(acme: Acme) -> None:
 @pytest.mark.parametrize(
     "response",
     [
-        pytest.param(b"a\0b", id="row3-two-fields"),
-        pytest.param(b"\0protocol-adapter\0adapter-secret\0x", id="row3-four-fields"),
-        pytest.param(b"", id="row3-empty"),
+        ROWS.case("3-two-fields", b"a\0b"),
+        ROWS.case("3-four-fields", b"\0protocol-adapter\0adapter-secret\0x"),
+        ROWS.case("3-empty", b""),
         pytest.param(b"\0\0adapter-secret", id="no-user"),
         pytest.param(b"\0protocol-adapter\0", id="no-password"),
         pytest.param(b"\0protocol-adapter\0\xff", id="no-utf8"),
@@ -150,10 +157,12 @@ def test_row3_malformed_responses(plain: RawSasl, response: bytes) -> None:
     assert log_in(plain, response) == 1
 
 
+@ROWS.row(4)
 def test_row4_plain_for_a_user_of_external(plain: RawSasl) -> None:
     assert log_in(plain, b"\0coap-adapter\0adapter-secret") == 1
 
 
+@ROWS.row(8)
 def test_row8_challenge_and_response(plain: RawSasl) -> None:
     plain.connection.sendall(init("PLAIN", None))
     assert plain.read() == bytes.fromhex("005342c00301a000")
@@ -162,6 +171,7 @@ def test_row8_challenge_and_response(plain: RawSasl) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "ANONYMOUS", "EXTERNAL", "plain", ""])
+@ROWS.row(9)
 def test_row9_mechanism_not_offered(plain: RawSasl, mechanism: str) -> None:
     assert log_in(plain, b"\0protocol-adapter\0adapter-secret", mechanism) == 1
 
@@ -190,8 +200,8 @@ def client_tls(acme: Acme, directory: Path, subject: str) -> ClientTls:
 @pytest.mark.parametrize(
     "subject",
     [
-        pytest.param("CN=coap-adapter,O=X", id="row5"),
-        pytest.param("CN=coap-adapter", id="row5-cn-alone"),
+        ROWS.case("5", "CN=coap-adapter,O=X"),
+        ROWS.case("5-cn-alone", "CN=coap-adapter"),
         pytest.param("OU=Adapters,O=X", id="4.3-complete-dn"),
         pytest.param(r"CN=comma\, adapter,O=X", id="4.3-unescaped"),
     ],
@@ -204,9 +214,9 @@ def test_row5_external(acme: Acme, tmp_path: Path, subject: str) -> None:
 @pytest.mark.parametrize(
     "subject",
     [
-        pytest.param("O=X,CN=coap-adapter", id="row6"),
+        ROWS.case("6", "O=X,CN=coap-adapter"),
         pytest.param("CN=nobody-knows,O=X", id="unknown"),
-        pytest.param("CN=protocol-adapter,O=X", id="row4-external-for-a-user-of-plain"),
+        ROWS.case("4-external-for-a-user-of-plain", "CN=protocol-adapter,O=X"),
     ],
 )
 def test_row6_external_refused(acme: Acme, tmp_path: Path, subject: str) -> None:
@@ -216,6 +226,7 @@ def test_row6_external_refused(acme: Acme, tmp_path: Path, subject: str) -> None
 
 
 @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+@ROWS.row(7)
 def test_row7_external_without_a_certificate(acme: Acme, over_tls: bool) -> None:
     if over_tls:
         connection: socket.socket = tls_socket(acme.registry.amqps_port, acme.client_tls())
@@ -295,29 +306,34 @@ def ask(adapter: Adapter, tenant_id: str) -> int | None:
     return adapter.request(f"registration/{tenant_id}", "assert", properties={"device_id": "d1"}).status
 
 
+@ROWS.row(15)
 def test_row15_only_reading(acme: Acme) -> None:
     with acme.adapter("reads-registration") as adapter:
         assert condition_of(adapter, "registration/acme") == "amqp:unauthorized-access"
         adapter.attach_receiver("registration/acme/row15")
 
 
+@ROWS.row(16)
 def test_row16_search_goes_on(acme: Acme) -> None:
     with acme.adapter("search-goes-on") as adapter:
         assert adapter.attach_sender("registration/acme").credit == 100
 
 
+@ROWS.row(17)
 def test_row17_another_tenants_operation(acme: Acme) -> None:
     with acme.adapter("asserts-acme") as adapter:
         assert ask(adapter, "acme") == 200
         assert ask(adapter, "other") == 403
 
 
+@ROWS.row(18)
 def test_row18_everything(acme: Acme) -> None:
     with acme.adapter("everything") as adapter:
         assert ask(adapter, "acme") == 200
         assert adapter.request("tenant", "get", body='{"tenant-id":"acme"}').status == 200
 
 
+@ROWS.row(19)
 def test_row19_no_operation_for_tenants(acme: Acme) -> None:
     with acme.adapter("links-only") as adapter:
         reply = adapter.request("tenant", "get", body='{"tenant-id":"acme"}')
@@ -327,6 +343,7 @@ def test_row19_no_operation_for_tenants(acme: Acme) -> None:
         assert adapter.request("tenant", "get", body='{"tenant-id":"nope"}').status == 404
 
 
+@ROWS.row(22)
 def test_row22_login_ends(new_registry: NewRegistry) -> None:
     """Row 22, with a lifetime of 2 s instead of 5: `close` amqp:unauthorized-access; reconnecting works."""
     registry = new_registry({"auth.lifetime": "2s"})
@@ -347,6 +364,7 @@ def permissions_registry(new_registry: NewRegistry, tmp_path: Path, document: ob
     return new_registry({"auth.permissions_file": str(file)}, **options)
 
 
+@ROWS.row(23)
 def test_row23_unknown_role_is_a_warning(new_registry: NewRegistry, tmp_path: Path) -> None:
     user = {"mechanism": "PLAIN", "password": "x", "authorities": ["hono-component", "nope", "protocol-adapter"]}
     registry = permissions_registry(new_registry, tmp_path, permissions({"odd": user}))
@@ -360,7 +378,7 @@ def test_row23_unknown_role_is_a_warning(new_registry: NewRegistry, tmp_path: Pa
 @pytest.mark.parametrize(
     ("document", "named"),
     [
-        pytest.param({"roles": {"r": [{"activities": ["READ"]}]}}, "roles.r[0]", id="row24"),
+        ROWS.case("24", {"roles": {"r": [{"activities": ["READ"]}]}}, "roles.r[0]"),
         pytest.param({"roles": {"r": [{"resource": "x", "activities": ["LOOK"]}]}}, "LOOK", id="4.1-activity"),
         pytest.param("{", "JSON", id="4.1-broken"),
     ],

@@ -8,6 +8,10 @@ import pytest
 from proton import Delivery, Link, Message, Terminus
 from tests.integration.acme import Acme, acme_fixture, credentials_request
 from tests.integration.adapter import Adapter, LinkRefused
+from tests.rows import Section
+
+ROWS = Section("amqp-apis 14")
+CHECKS = Section("amqp-apis 4.3")
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +37,19 @@ def refusal(adapter: Adapter, direction: str, address: str | None, **options: An
 @pytest.mark.parametrize(
     ("direction", "address", "condition"),
     [
-        pytest.param("sender", None, "amqp:not-allowed", id="L1"),
-        pytest.param("sender", "", "amqp:not-allowed", id="L1-empty"),
-        pytest.param("sender", "foo/acme", "amqp:not-found", id="L2"),
-        pytest.param("receiver", "foo/acme/r1", "amqp:not-found", id="L3"),
-        pytest.param("receiver", "registration/acme", "amqp:invalid-field", id="L5"),
-        pytest.param("receiver", "credentials/acme", "amqp:invalid-field", id="L5-credentials"),
-        pytest.param("receiver", "registration/acme/", "amqp:invalid-field", id="L5-trailing-slash"),
-        pytest.param("receiver", "tenant", "amqp:invalid-field", id="L6"),
-        pytest.param("sender", "/tenant", "amqp:not-found", id="L13"),
+        ROWS.case("L1", "sender", None, "amqp:not-allowed", also=[CHECKS.row(1)]),
+        ROWS.case("L1-empty", "sender", "", "amqp:not-allowed"),
+        ROWS.case("L2", "sender", "foo/acme", "amqp:not-found", also=[CHECKS.row(4)]),
+        ROWS.case("L3", "receiver", "foo/acme/r1", "amqp:not-found", also=[CHECKS.row(4)]),
+        ROWS.case("L5", "receiver", "registration/acme", "amqp:invalid-field", also=[CHECKS.row(7)]),
+        ROWS.case("L5-credentials", "receiver", "credentials/acme", "amqp:invalid-field"),
+        ROWS.case("L5-trailing-slash", "receiver", "registration/acme/", "amqp:invalid-field"),
+        ROWS.case("L6", "receiver", "tenant", "amqp:invalid-field", also=[CHECKS.row(7)]),
+        ROWS.case("L13", "sender", "/tenant", "amqp:not-found"),
         # Section 4.3, rows 2 and 3; section 3
-        pytest.param("receiver", None, "amqp:not-found", id="4.3-row2-null"),
-        pytest.param("receiver", "", "amqp:not-found", id="4.3-row3-empty"),
-        pytest.param("receiver", "/tenant/r1", "amqp:not-found", id="4.3-row3-leading-slash"),
+        CHECKS.case("2-null", "receiver", None, "amqp:not-found"),
+        CHECKS.case("3-empty", "receiver", "", "amqp:not-found"),
+        CHECKS.case("3-leading-slash", "receiver", "/tenant/r1", "amqp:not-found"),
         pytest.param("sender", "registration//x", "amqp:not-found", id="3-empty-segment"),
         pytest.param("receiver", "registration//x", "amqp:not-found", id="3-empty-segment-of-reply"),
         pytest.param("sender", "Tenant", "amqp:not-found", id="3-case"),
@@ -63,11 +67,13 @@ def test_refused(adapter: Adapter, direction: str, address: str | None, conditio
     assert adapter.request("tenant", "get", body='{"tenant-id":"acme"}').status == 200
 
 
+@CHECKS.row(2)
 def test_dynamic_nodes_are_not_implemented(adapter: Adapter) -> None:
-    """Section 4.3, row 2."""
     assert refusal(adapter, "receiver", None, dynamic=True) == "amqp:not-implemented"
 
 
+@ROWS.row("L4")
+@CHECKS.row(4, 5)
 def test_l4_caller_without_rights(acme: Acme) -> None:
     with acme.adapter("nothing") as adapter:
         assert refusal(adapter, "sender", "registration/acme") == "amqp:unauthorized-access"
@@ -81,6 +87,8 @@ def test_l4_caller_without_rights(acme: Acme) -> None:
         assert refusal(adapter, "sender", "foo/acme") == "amqp:not-found"
 
 
+@ROWS.row("L7")
+@CHECKS.row(8)
 def test_l7_reply_address_in_use(acme: Acme, adapter: Adapter) -> None:
     address = f"tenant/{uuid.uuid4()}"
     first = adapter.attach_receiver(address)
@@ -96,6 +104,7 @@ def test_l7_reply_address_in_use(acme: Acme, adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "detached"])
+@ROWS.row("L8")
 def test_l8_reply_address_is_free_after_detach(adapter: Adapter, closed: bool) -> None:
     """Section 4.5: any detach is answered with closed=true, and 4.4: the address can be attached again."""
     address = f"tenant/{uuid.uuid4()}"
@@ -132,13 +141,15 @@ def test_reply_address_is_free_after_the_end_of(acme: Acme, adapter: Adapter, en
     other.close()
 
 
+@ROWS.row("L9")
+@CHECKS.row(6)
 def test_l9_settled_requests_are_refused(adapter: Adapter) -> None:
     assert refusal(adapter, "sender", "tenant", settle_mode=Link.SND_SETTLED) == "amqp:precondition-failed"
 
 
 @pytest.mark.parametrize(
     "mode",
-    [pytest.param(Link.SND_MIXED, id="L10"), pytest.param(Link.SND_UNSETTLED, id="4.2-unsettled")],
+    [ROWS.case("L10", Link.SND_MIXED), pytest.param(Link.SND_UNSETTLED, id="4.2-unsettled")],
 )
 def test_l10_accepted_request_link(adapter: Adapter, mode: int) -> None:
     """L10, and section 4.2: what the server answers."""
@@ -153,8 +164,8 @@ def test_l10_accepted_request_link(adapter: Adapter, mode: int) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        pytest.param("registration/no-such-tenant", id="L11"),
-        pytest.param("credentials/no-such-tenant", id="L11-credentials"),
+        ROWS.case("L11", "registration/no-such-tenant"),
+        ROWS.case("L11-credentials", "credentials/no-such-tenant"),
         pytest.param("tenant/anything", id="4.3-tenant-with-more"),
         pytest.param("registration/acme/anything", id="4.3-registration-with-more"),
         pytest.param("registration/acme/", id="3-trailing-slash"),
@@ -170,9 +181,9 @@ def test_accepted_request_addresses(adapter: Adapter, address: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        pytest.param("registration/acme/a/b", id="L12"),
-        pytest.param("tenant/a/b", id="L12-tenant"),
-        pytest.param("registration/no-such-tenant/r1", id="L12-no-tenant"),
+        ROWS.case("L12", "registration/acme/a/b"),
+        ROWS.case("L12-tenant", "tenant/a/b"),
+        ROWS.case("L12-no-tenant", "registration/no-such-tenant/r1"),
     ],
 )
 def test_accepted_reply_addresses(adapter: Adapter, address: str) -> None:

@@ -11,6 +11,9 @@ from proton import Delivery, Endpoint, Message, Sender, symbol, ulong
 from tests.integration.acme import Acme, acme_fixture, credentials_request, get_credentials
 from tests.integration.adapter import Adapter, Reply, read_sections
 from tests.integration.registry import poll
+from tests.rows import Section
+
+ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +72,9 @@ def assert_rejected(adapter: Adapter, sender: Sender, message: Any) -> None:
 @pytest.mark.parametrize(
     "missing",
     [
-        pytest.param("subject", id="M1"),
-        pytest.param("reply_to", id="M2"),
-        pytest.param("id", id="M3"),
+        ROWS.case("M1", "subject"),
+        ROWS.case("M2", "reply_to"),
+        ROWS.case("M3", "id"),
     ],
 )
 def test_m1_to_m3_formal_check(adapter: Adapter, question: Question, missing: str) -> None:
@@ -92,15 +95,15 @@ def test_a_message_without_properties_is_rejected(adapter: Adapter) -> None:
 @pytest.mark.parametrize(
     ("message_id", "correlation_id", "expected"),
     [
-        pytest.param("m1", "c1", "c1", id="M4"),
-        pytest.param("m1", None, "m1", id="M5"),
-        pytest.param(None, "c1", "c1", id="M5-correlation-id-only"),
-        pytest.param("m1", ulong(7), ulong(7), id="M6"),
-        pytest.param(None, ulong(2**64 - 1), ulong(2**64 - 1), id="M6-large"),
-        pytest.param(ulong(0), None, ulong(0), id="M6-message-id"),
-        pytest.param("m1", uuid.UUID(int=7), uuid.UUID(int=7), id="M7"),
-        pytest.param("m1", b"\x01\x02", b"\x01\x02", id="M8"),
-        pytest.param("m1", "ä" * 200, "ä" * 200, id="M4-long"),
+        ROWS.case("M4", "m1", "c1", "c1"),
+        ROWS.case("M5", "m1", None, "m1"),
+        ROWS.case("M5-correlation-id-only", None, "c1", "c1"),
+        ROWS.case("M6", "m1", ulong(7), ulong(7)),
+        ROWS.case("M6-large", None, ulong(2**64 - 1), ulong(2**64 - 1)),
+        ROWS.case("M6-message-id", ulong(0), None, ulong(0)),
+        ROWS.case("M7", "m1", uuid.UUID(int=7), uuid.UUID(int=7)),
+        ROWS.case("M8", "m1", b"\x01\x02", b"\x01\x02"),
+        ROWS.case("M4-long", "m1", "ä" * 200, "ä" * 200),
     ],
 )
 def test_m4_to_m8_correlation(
@@ -113,7 +116,10 @@ def test_m4_to_m8_correlation(
     assert reply.correlation_type == TYPES[type(expected)]
 
 
-@pytest.mark.parametrize("correlation_id", [ulong(7), uuid.UUID(int=7), b"\x01\x02"], ids=["M6", "M7", "M8"])
+@pytest.mark.parametrize(
+    "correlation_id",
+    [ROWS.case("M6", ulong(7)), ROWS.case("M7", uuid.UUID(int=7)), ROWS.case("M8", b"\x01\x02")],
+)
 @pytest.mark.parametrize("subject", ["get", "fetch"], ids=["404", "400"])
 def test_errors_keep_the_type_of_the_id(adapter: Adapter, correlation_id: Any, subject: str) -> None:
     """Section 7, note: the type is kept always."""
@@ -133,6 +139,7 @@ def provisioning_message(acme: Acme, adapter: Adapter, reply_to: str) -> tuple[s
     return name, adapter.message("get", reply_to=reply_to, body=body, message_id="m1")
 
 
+@ROWS.row("M9")
 def test_m9_reply_link_never_attached(acme: Acme, adapter: Adapter) -> None:
     sender, _ = adapter.links("credentials/acme")
     name, message = provisioning_message(acme, adapter, "credentials/acme/never-attached")
@@ -144,6 +151,7 @@ def test_m9_reply_link_never_attached(acme: Acme, adapter: Adapter) -> None:
     assert get_credentials(adapter, name).status == 404
 
 
+@ROWS.row("M10")
 def test_m10_reply_link_of_another_connection(acme: Acme, adapter: Adapter) -> None:
     with acme.adapter() as other:
         _, receiver = other.links("credentials/acme")
@@ -178,6 +186,7 @@ def test_reply_link_of_another_tenant(adapter: Adapter) -> None:
         assert adapter.exchange(sender, message, message_id).link == receiver
 
 
+@ROWS.row("M11")
 def test_m11_reply_link_detached_while_the_request_runs(acme: Acme, adapter: Adapter) -> None:
     reply_to = f"credentials/acme/{uuid.uuid4()}"
     receiver = adapter.attach_receiver(reply_to)
@@ -196,6 +205,7 @@ def test_m11_reply_link_detached_while_the_request_runs(acme: Acme, adapter: Ada
 
 
 @any_api
+@ROWS.row("M12")
 def test_m12_more_requests_than_credit(adapter: Adapter, question: Question) -> None:
     sender, _ = adapter.links(question.address)
     assert sender.credit == 100
@@ -212,6 +222,7 @@ def test_m12_more_requests_than_credit(adapter: Adapter, question: Question) -> 
 
 
 @any_api
+@ROWS.row("M13")
 def test_m13_reply_link_without_credit(adapter: Adapter, question: Question) -> None:
     reply_to = f"{question.address}/{uuid.uuid4()}"
     receiver = adapter.attach_receiver(reply_to, credit=0)

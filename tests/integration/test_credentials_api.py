@@ -10,6 +10,9 @@ from tests.integration.acme import Acme, acme_fixture, credentials_request, get_
 from tests.integration.adapter import Adapter, Reply
 from tests.integration.certificates import Authority
 from tests.integration.registry import new_id
+from tests.rows import Section
+
+ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +36,12 @@ def get(adapter: Adapter, body: str | bytes | None, tenant_id: str = "acme", sub
 @pytest.mark.parametrize(
     ("type_", "auth_id", "context", "cache_control"),
     [
-        pytest.param(PASSWORD, "sensor1", {}, "max-age = 180", id="C1"),
-        pytest.param("psk", "psk1", {}, "no-cache", id="C2"),
-        pytest.param("x509-cert", "CN=dev 1,O=Acme", {}, "max-age = 180", id="C3"),
-        pytest.param(PASSWORD, "mix", {}, "max-age = 180", id="C9"),
-        pytest.param(PASSWORD, "ctx", {"client-id": "a"}, "max-age = 180", id="C10"),
-        pytest.param(PASSWORD, "ctx", {"other": "x"}, "max-age = 180", id="C12"),
+        ROWS.case("C1", PASSWORD, "sensor1", {}, "max-age = 180"),
+        ROWS.case("C2", "psk", "psk1", {}, "no-cache"),
+        ROWS.case("C3", "x509-cert", "CN=dev 1,O=Acme", {}, "max-age = 180"),
+        ROWS.case("C9", PASSWORD, "mix", {}, "max-age = 180"),
+        ROWS.case("C10", PASSWORD, "ctx", {"client-id": "a"}, "max-age = 180"),
+        ROWS.case("C12", PASSWORD, "ctx", {"other": "x"}, "max-age = 180"),
         pytest.param(PASSWORD, "ctx", {}, "max-age = 180", id="11.3-no-context"),
         pytest.param(PASSWORD, "ctx", {"client-id": None}, "max-age = 180", id="11.3-null"),
         pytest.param(PASSWORD, "sensor1", {"client-id": "b"}, "max-age = 180", id="11.3-without-ext"),
@@ -73,12 +76,12 @@ def test_found(adapter: Adapter, type_: str, auth_id: str, context: dict[str, ob
 @pytest.mark.parametrize(
     ("type_", "auth_id", "context"),
     [
-        pytest.param("x509-cert", "CN=dev 1, O=Acme", {}, id="C4"),
-        pytest.param("psk", "sensor1", {}, id="C5"),
-        pytest.param(PASSWORD, "Sensor1", {}, id="C6"),
-        pytest.param(PASSWORD, "dis", {}, id="C7"),
-        pytest.param(PASSWORD, "old", {}, id="C8"),
-        pytest.param(PASSWORD, "ctx", {"client-id": "b"}, id="C11"),
+        ROWS.case("C4", "x509-cert", "CN=dev 1, O=Acme", {}),
+        ROWS.case("C5", "psk", "sensor1", {}),
+        ROWS.case("C6", PASSWORD, "Sensor1", {}),
+        ROWS.case("C7", PASSWORD, "dis", {}),
+        ROWS.case("C8", PASSWORD, "old", {}),
+        ROWS.case("C11", PASSWORD, "ctx", {"client-id": "b"}),
         pytest.param("own-type", "sensor1", {}, id="11.1-own-type"),
     ],
 )
@@ -92,16 +95,16 @@ def test_not_found(adapter: Adapter, type_: str, auth_id: str, context: dict[str
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        pytest.param('{"auth-id":"sensor1"}', 400, id="C13"),
-        pytest.param('{"type":5,"auth-id":"sensor1"}', 400, id="C13-other-type"),
-        pytest.param('{"type":"psk","device-id":"d1"}', 501, id="C14"),
-        pytest.param('{"type":"psk","auth-id":"psk1","device-id":"d1"}', 400, id="C15"),
+        ROWS.case("C13", '{"auth-id":"sensor1"}', 400),
+        ROWS.case("C13-other-type", '{"type":5,"auth-id":"sensor1"}', 400),
+        ROWS.case("C14", '{"type":"psk","device-id":"d1"}', 501),
+        ROWS.case("C15", '{"type":"psk","auth-id":"psk1","device-id":"d1"}', 400),
         pytest.param('{"type":"psk"}', 400, id="11.2-neither"),
         pytest.param('{"type":"psk","auth-id":5}', 400, id="11.2-auth-id-of-another-type"),
-        pytest.param(None, 400, id="C16"),
-        pytest.param('{"type":', 400, id="C17"),
-        pytest.param('["psk"]', 400, id="C17-array"),
-        pytest.param(b'{"type":"\xff"}', 400, id="C17-no-utf8"),
+        ROWS.case("C16", None, 400),
+        ROWS.case("C17", '{"type":', 400),
+        ROWS.case("C17-array", '["psk"]', 400),
+        ROWS.case("C17-no-utf8", b'{"type":"\xff"}', 400),
         pytest.param("[" * 50_000, 400, id="17-deep"),
     ],
 )
@@ -112,18 +115,22 @@ def test_malformed(adapter: Adapter, body: str | bytes | None, status: int) -> N
 
 
 @pytest.mark.parametrize("subject", ["add", "update", "remove", "fetch"])
+@ROWS.row("C18")
 def test_c18_unknown_subject(adapter: Adapter, subject: str) -> None:
     assert get(adapter, credentials_request("sensor1", PASSWORD), subject=subject).status == 400
 
 
+@ROWS.row("C19")
 def test_c19_unknown_tenant(adapter: Adapter) -> None:
     assert get(adapter, credentials_request("sensor1", PASSWORD), "nope").status == 404
 
 
+@ROWS.row("C20")
 def test_c20_disabled_tenant(adapter: Adapter) -> None:
     assert get(adapter, credentials_request("sensor1", PASSWORD), "off").status == 200
 
 
+@ROWS.row("C21", "C22")
 def test_c21_c22_first_contact(acme: Acme, adapter: Adapter) -> None:
     name, certificate = acme.new_device()
     first = get_credentials(adapter, name, client_certificate=certificate.base64)
@@ -173,11 +180,11 @@ def lying_certificate(acme: Acme) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("row", "status"),
     [
-        pytest.param("unknown issuer", 404, id="C23"),
-        pytest.param("unreadable", 400, id="C24"),
-        pytest.param("not a string", 400, id="C24-number"),
-        pytest.param("other subject", 400, id="C25"),
-        pytest.param("does not provision", 404, id="C26"),
+        ROWS.case("C23", "unknown issuer", 404),
+        ROWS.case("C24", "unreadable", 400),
+        ROWS.case("C24-number", "not a string", 400),
+        ROWS.case("C25", "other subject", 400),
+        ROWS.case("C26", "does not provision", 404),
         pytest.param("wrong signature", 404, id="provisioning-3.2-signature"),
     ],
 )

@@ -27,6 +27,9 @@ from tests.integration.vectors import (
     SHA_256_SALTED,
     SHA_512_SALTED,
 )
+from tests.rows import Section
+
+ROWS = Section("management-api 13.4")
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -137,6 +140,7 @@ def matches(text: str, secret: JsonObject) -> bool:
     return bcrypt.checkpw(text.encode(), hashed.encode())
 
 
+@ROWS.row(69)
 def test_row_69_a_new_device_has_none(d1: Device) -> None:
     response = d1.read()
     assert response.json() == []
@@ -145,6 +149,7 @@ def test_row_69_a_new_device_has_none(d1: Device) -> None:
     assert response.etag != device.etag
 
 
+@ROWS.row(70)
 def test_row_70_unknown_device(d1: Device) -> None:
     for path in (f"/v1/credentials/{d1.tenant}/none", f"/v1/credentials/{new_id()}/none"):
         response = d1.registry.request("GET", path)
@@ -152,6 +157,7 @@ def test_row_70_unknown_device(d1: Device) -> None:
         assert response.object["error"]
 
 
+@ROWS.row(71, 72)
 def test_rows_71_and_72_password(d1: Device) -> None:
     empty = d1.read().etag
     version = d1.set(PLAIN)
@@ -174,12 +180,14 @@ def test_rows_71_and_72_password(d1: Device) -> None:
     assert set(device["status"]) == {"created"}  # type: ignore[call-overload]
 
 
+@ROWS.row(73)
 def test_row_73_one_credential_without_array(d1: Device) -> None:
     assert d1.put({**PLAIN, "device-id": "d1"}).status == 204
     (credential,) = d1.get()
     assert "device-id" not in credential
 
 
+@ROWS.row(74)
 def test_row_74_remove_all(d1: Device) -> None:
     d1.set(PLAIN)
     version = d1.set()
@@ -187,6 +195,7 @@ def test_row_74_remove_all(d1: Device) -> None:
     assert (response.json(), response.etag) == ([], version)
 
 
+@ROWS.row(75)
 def test_row_75_set_for_an_unknown_device(d1: Device) -> None:
     for tenant, device in ((d1.tenant, "none"), (new_id(), "d1")):
         unknown = Device(d1.registry, tenant, device)
@@ -194,43 +203,44 @@ def test_row_75_set_for_an_unknown_device(d1: Device) -> None:
             assert unknown.put(body).status == 404
 
 
-REFUSED: list[tuple[str, Any]] = [
-    ("row-76-no-secret", [password()]),
-    ("row-76-no-secrets", [{"type": "hashed-password", "auth-id": "s1"}]),
-    ("row-76-no-type", [{"auth-id": "s1", "secrets": [{"pwd-plain": "x"}]}]),
-    ("row-76-no-auth-id", [{"type": "hashed-password", "secrets": [{"pwd-plain": "x"}]}]),
-    ("row-76-auth-id", [password({"pwd-plain": "x"}, auth_id="s 1")]),
-    ("row-78", [password({"pwd-hash": SHA_256_SALTED, "salt": SALT})]),
-    ("row-81-cost", [password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_11})]),
-    ("row-81-2b", [password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_10.replace("2a", "2b")})]),
-    ("row-81-2y", [password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_10.replace("2a", "2y")})]),
-    (
-        "row-84",
+REFUSED: list[Any] = [
+    ROWS.case("76-no-secret", [password()]),
+    ROWS.case("76-no-secrets", [{"type": "hashed-password", "auth-id": "s1"}]),
+    ROWS.case("76-no-type", [{"auth-id": "s1", "secrets": [{"pwd-plain": "x"}]}]),
+    ROWS.case("76-no-auth-id", [{"type": "hashed-password", "secrets": [{"pwd-plain": "x"}]}]),
+    ROWS.case("76-auth-id", [password({"pwd-plain": "x"}, auth_id="s 1")]),
+    ROWS.case("78", [password({"pwd-hash": SHA_256_SALTED, "salt": SALT})]),
+    ROWS.case("81-cost", [password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_11})]),
+    ROWS.case("81-2b", [password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_10.replace("2a", "2b")})]),
+    ROWS.case("81-2y", [password({"hash-function": "bcrypt", "pwd-hash": BCRYPT_10.replace("2a", "2y")})]),
+    ROWS.case(
+        "84",
         [password({"pwd-plain": "x", "not-before": "2025-01-02T00:00:00Z", "not-after": "2025-01-01T00:00:00Z"})],
     ),
-    ("row-86", [password({"pwd-plain": "x", "not-after": "31.03.2028"})]),
-    ("row-93", [PLAIN, PLAIN]),
-    ("row-97-nothing", [psk({})]),
-    ("row-97-empty", [psk({"key": ""})]),
-    ("row-97-base64", [psk({"key": "***"})]),
-    ("row-100", [x509({}, {})]),
-    ("row-103", [{"type": "x509-cert", "cert": "AAAA"}]),
-    ("row-105", [rpk({"key": DEV_SPKI})]),
-    ("row-108-type", [{"type": "My Token", "auth-id": "t1", "secrets": [{}]}]),
-    ("row-108-member", [password({"pwd-plain": "x"}, issuer="me")]),
-    ("row-108-element", [1]),
-    ("long-password", [password({"pwd-plain": "ä" * 37})]),
-    ("element-of-secrets", [password(1)]),
-    ("text", "text"),
+    ROWS.case("86", [password({"pwd-plain": "x", "not-after": "31.03.2028"})]),
+    ROWS.case("93", [PLAIN, PLAIN]),
+    ROWS.case("97-nothing", [psk({})]),
+    ROWS.case("97-empty", [psk({"key": ""})]),
+    ROWS.case("97-base64", [psk({"key": "***"})]),
+    ROWS.case("100", [x509({}, {})]),
+    ROWS.case("103", [{"type": "x509-cert", "cert": "AAAA"}]),
+    ROWS.case("105", [rpk({"key": DEV_SPKI})]),
+    ROWS.case("108-type", [{"type": "My Token", "auth-id": "t1", "secrets": [{}]}]),
+    ROWS.case("108-member", [password({"pwd-plain": "x"}, issuer="me")]),
+    ROWS.case("108-element", [1]),
+    pytest.param([password({"pwd-plain": "ä" * 37})], id="long-password"),
+    pytest.param([password(1)], id="element-of-secrets"),
+    pytest.param("text", id="text"),
 ]
 
 
-@pytest.mark.parametrize("body", [one for _, one in REFUSED], ids=[row for row, _ in REFUSED])
+@pytest.mark.parametrize("body", REFUSED)
 def test_body_that_breaks_a_rule(d1: Device, body: object) -> None:
     d1.set(psk({"key": PSK_KEY}, auth_id="other"))
     d1.assert_refused(json.dumps(body), 400)
 
 
+@ROWS.row(77)
 def test_row_77_auth_id_of_other_types_is_any_text(d1: Device) -> None:
     d1.set(psk({"key": PSK_KEY}, auth_id="s 1"))
     assert d1.get()[0]["auth-id"] == "s 1"
@@ -239,10 +249,9 @@ def test_row_77_auth_id_of_other_types_is_any_text(d1: Device) -> None:
 @pytest.mark.parametrize(
     "secret",
     [
-        {"hash-function": "sha-256", "pwd-hash": SHA_256_SALTED, "salt": SALT},
-        {"hash-function": "bcrypt", "pwd-hash": BCRYPT_10},
+        ROWS.case("79", {"hash-function": "sha-256", "pwd-hash": SHA_256_SALTED, "salt": SALT}),
+        ROWS.case("80", {"hash-function": "bcrypt", "pwd-hash": BCRYPT_10}),
     ],
-    ids=["row-79", "row-80"],
 )
 def test_password_that_is_hashed_already(d1: Device, secret: JsonObject) -> None:
     d1.set(password(secret))
@@ -251,6 +260,7 @@ def test_password_that_is_hashed_already(d1: Device, secret: JsonObject) -> None
     assert {name: stored[name] for name in secret} == secret
 
 
+@ROWS.row(82)
 def test_row_82_allowed_hash_functions(new_registry: NewRegistry) -> None:
     registry = new_registry({"credentials.allowed_hash_functions": "bcrypt"})
     tenant = registry.create_tenant()
@@ -260,17 +270,20 @@ def test_row_82_allowed_hash_functions(new_registry: NewRegistry) -> None:
     d1.set(PLAIN)
 
 
+@ROWS.row(83)
 def test_row_83_a_plain_password_goes_before_a_hash(d1: Device) -> None:
     d1.set(password({"pwd-plain": "x", "pwd-hash": "y", "hash-function": "sha-256"}))
     (stored,) = d1.ask("hashed-password", "s1")["secrets"]
     assert matches("x", stored)
 
 
+@ROWS.row(85)
 def test_row_85_timestamps_are_shown_in_utc(d1: Device) -> None:
     d1.set(password({"pwd-plain": "x", "not-after": "2028-04-01T00:00:00.5+02:00"}))
     assert d1.secret()["not-after"] == "2028-03-31T22:00:00Z"
 
 
+@ROWS.row(87, 88)
 def test_rows_87_and_88_a_secret_is_kept_by_its_id(d1: Device) -> None:
     d1.set(PLAIN)
     secret = d1.secret()["id"]
@@ -284,6 +297,7 @@ def test_rows_87_and_88_a_secret_is_kept_by_its_id(d1: Device) -> None:
     assert matches(PASSWORD, stored)
 
 
+@ROWS.row(89)
 def test_row_89_a_secret_is_added(d1: Device) -> None:
     d1.set(PLAIN)
     secret = d1.secret()["id"]
@@ -297,6 +311,7 @@ def test_row_89_a_secret_is_added(d1: Device) -> None:
     assert matches("new", second)
 
 
+@ROWS.row(90)
 def test_row_90_secret_ids_that_refer_to_nothing(d1: Device) -> None:
     unknown = [password({"id": "nope", "pwd-plain": "x"})]
     d1.assert_refused(unknown, 400)
@@ -338,17 +353,20 @@ def test_table_of_6_9(d1: Device) -> None:
     d1.assert_refused([password({"id": a, "pwd-hash": "y"})], 400)
 
 
+@ROWS.row(91)
 def test_row_91_an_id_of_the_clients_own(d1: Device) -> None:
     d1.set(psk({"key": PSK_KEY}))
     d1.set(psk({"id": d1.secret()["id"]}), password({"id": "k1", "pwd-plain": "x"}, auth_id="s9"))
     assert d1.get()[1]["secrets"] == [{"id": "k1"}]
 
 
+@ROWS.row(92)
 def test_row_92_an_id_without_anything_behind_it(d1: Device) -> None:
     d1.set(psk({"key": PSK_KEY}))
     d1.assert_refused([password({"id": "k1"}, auth_id="s9")], 400)
 
 
+@ROWS.row(94)
 def test_row_94_auth_id_of_another_device(d1: Device, d2: Device) -> None:
     d1.set({**PLAIN, "enabled": False})
     d2.assert_refused([psk({"key": PSK_KEY}), PLAIN], 409)
@@ -356,11 +374,13 @@ def test_row_94_auth_id_of_another_device(d1: Device, d2: Device) -> None:
     Device(d1.registry, other, d1.registry.create_device(other)).set(PLAIN)
 
 
+@ROWS.row(95)
 def test_row_95_same_auth_id_of_another_type(d1: Device, d2: Device) -> None:
     d1.set(PLAIN)
     d2.set(psk({"key": PSK_KEY}))
 
 
+@ROWS.row(96, 98)
 def test_rows_96_and_98_psk(d1: Device) -> None:
     d1.set(psk({"key": PSK_KEY}))
     secret = d1.secret()
@@ -369,6 +389,7 @@ def test_rows_96_and_98_psk(d1: Device) -> None:
     assert d1.secret() == {"id": secret["id"], "comment": "c", "key": PSK_KEY}
 
 
+@ROWS.row(99)
 def test_row_99_subject_in_any_spelling(d1: Device) -> None:
     d1.set(x509({}, auth_id="cn=pump-17, ou=Line 7, o=Example GmbH"))
     (credential,) = d1.get()
@@ -376,6 +397,7 @@ def test_row_99_subject_in_any_spelling(d1: Device) -> None:
     assert set(d1.secret()) == {"id"}
 
 
+@ROWS.row(101)
 def test_row_101_certificate(d1: Device) -> None:
     d1.set({"type": "x509-cert", "cert": DEV_CERT, "auth-id": "ignored", "secrets": "ignored"})
     (credential,) = d1.get()
@@ -393,6 +415,7 @@ def test_row_101_certificate(d1: Device) -> None:
     }
 
 
+@ROWS.row(102)
 def test_row_102_certificate_with_a_template(registry: Registry) -> None:
     template = "{{subject-cn}}@{{subject-ou}}"
     tenant = registry.create_tenant(None, {"trusted-ca": [{"cert": CA_CERT, "auth-id-template": template}]})
@@ -407,6 +430,7 @@ def test_row_102_certificate_with_a_template(registry: Registry) -> None:
     assert registry.request("DELETE", f"/v1/tenants/{tenant}").status == 204
 
 
+@ROWS.row(104)
 def test_row_104_raw_public_key(d1: Device) -> None:
     d1.set(rpk({"key": DEV_SPKI, "algorithm": "EC"}))
     secret = d1.secret()
@@ -416,6 +440,7 @@ def test_row_104_raw_public_key(d1: Device) -> None:
     assert d1.secret() == secret
 
 
+@ROWS.row(106)
 def test_row_106_raw_public_key_from_a_certificate(d1: Device) -> None:
     d1.set(rpk({"cert": DEV_CERT}))
     secret = d1.secret()
@@ -428,6 +453,7 @@ def test_row_106_raw_public_key_from_a_certificate(d1: Device) -> None:
     }
 
 
+@ROWS.row(107)
 def test_row_107_type_of_the_operators_own(d1: Device) -> None:
     d1.set({"type": "my-token", "auth-id": "t1", "issuer": "me", "secrets": [{"token": "abc"}]})
     (credential,) = d1.get()
@@ -439,6 +465,7 @@ def test_row_107_type_of_the_operators_own(d1: Device) -> None:
     assert "issuer" not in d1.get()[0]
 
 
+@ROWS.row(109, 110)
 def test_rows_109_and_110_versions_of_their_own(d1: Device) -> None:
     device = d1.registry.request("GET", f"/v1/devices/{d1.tenant}/{d1.device}").etag
     d1.assert_refused([], 412, If_Match=device)
@@ -447,6 +474,7 @@ def test_rows_109_and_110_versions_of_their_own(d1: Device) -> None:
     assert d1.registry.request("GET", f"/v1/devices/{d1.tenant}/{d1.device}").etag == device
 
 
+@ROWS.row(111)
 def test_row_111_limit(registry: Registry) -> None:
     tenant = registry.create_tenant(None, {"registration-limits": {"max-credentials-per-device": 1}})
     d1 = Device(registry, tenant, registry.create_device(tenant))
@@ -469,6 +497,7 @@ def test_limit_of_the_registry(new_registry: NewRegistry) -> None:
         d1.set(*credentials[:allowed])
 
 
+@ROWS.row(112)
 def test_row_112_a_deleted_device_frees_its_auth_ids(d1: Device, d2: Device) -> None:
     d1.set(PLAIN)
     assert d1.registry.request("DELETE", f"/v1/devices/{d1.tenant}/{d1.device}").status == 204

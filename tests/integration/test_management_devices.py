@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import JsonObject, Registry, Response, new_id
+from tests.rows import Section
+
+ROWS = Section("management-api 13.3")
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SECOND = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -47,6 +50,7 @@ def assert_error(response: Response, status: int) -> None:
     assert isinstance(response.object["error"], str)
 
 
+@ROWS.row(50, 51)
 def test_rows_50_and_51_create_and_read(registry: Registry, tenant: str) -> None:
     response = registry.request("POST", device_path(tenant, "p17"), {"ext": {"serial": "A-17"}})
     assert response.status == 201
@@ -64,6 +68,7 @@ def test_rows_50_and_51_create_and_read(registry: Registry, tenant: str) -> None
     assert abs(datetime.fromisoformat(created) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+@ROWS.row(52)
 def test_row_52_generated_id(registry: Registry, tenant: str) -> None:
     response = registry.request("POST", f"/v1/devices/{tenant}")
     assert response.status == 201
@@ -73,6 +78,7 @@ def test_row_52_generated_id(registry: Registry, tenant: str) -> None:
     assert get(registry, tenant, device)["enabled"] is True
 
 
+@ROWS.row(53)
 def test_row_53_id_that_exists(registry: Registry, tenant: str) -> None:
     device = registry.create_device(tenant, None, {"ext": {"serial": "A-17"}})
     registry.set_credentials(tenant, device, [{"type": "psk", "auth-id": "s1", "secrets": [{"key": "AAAA"}]}])
@@ -83,16 +89,19 @@ def test_row_53_id_that_exists(registry: Registry, tenant: str) -> None:
     assert [(one.body, one.etag) for one in after] == [(one.body, one.etag) for one in before]
 
 
+@ROWS.row(54)
 def test_row_54_unknown_tenant(registry: Registry) -> None:
     assert_error(registry.request("POST", device_path(new_id(), "d")), 404)
 
 
-@pytest.mark.parametrize(("method", "body"), [("GET", None), ("PUT", {})], ids=["row-55-get", "row-55-put"])
+@pytest.mark.parametrize(("method", "body"), [("GET", None), ("PUT", {})], ids=["get", "put"])
+@ROWS.row(55)
 def test_unknown_device(registry: Registry, tenant: str, method: str, body: object) -> None:
     assert_error(registry.request(method, device_path(tenant, "none"), body), 404)
     assert_error(registry.request(method, device_path(new_id(), "none"), body), 404)
 
 
+@ROWS.row(56)
 def test_row_56_update_keeps_the_status(registry: Registry, tenant: str) -> None:
     created = registry.request("POST", device_path(tenant, "p17"), {"ext": {"serial": "A"}, "defaults": {"ttl": 1}})
     before = get(registry, tenant, "p17")
@@ -111,7 +120,8 @@ def test_row_56_update_keeps_the_status(registry: Registry, tenant: str) -> None
     assert read.object == {"enabled": True, "ext": {"serial": "B"}, "status": status}
 
 
-@pytest.mark.parametrize(("method", "body"), [("PUT", {}), ("DELETE", None)], ids=["row-57-put", "row-57-delete"])
+@pytest.mark.parametrize(("method", "body"), [("PUT", {}), ("DELETE", None)], ids=["put", "delete"])
+@ROWS.row(57)
 def test_change_of_an_old_version(registry: Registry, tenant: str, method: str, body: object) -> None:
     device = registry.create_device(tenant)
     before = registry.request("GET", device_path(tenant, device))
@@ -120,6 +130,7 @@ def test_change_of_an_old_version(registry: Registry, tenant: str, method: str, 
     assert (after.body, after.etag) == (before.body, before.etag)
 
 
+@ROWS.row(58)
 def test_row_58_delete(registry: Registry, tenant: str) -> None:
     device = registry.create_device(tenant)
     version = registry.request("GET", device_path(tenant, device)).etag
@@ -130,6 +141,7 @@ def test_row_58_delete(registry: Registry, tenant: str) -> None:
     assert_error(registry.request("DELETE", device_path(tenant, device), headers={"If-Match": "x"}), 404)
 
 
+@ROWS.row(59)
 def test_row_59_one_gateway_as_a_string(registry: Registry, tenant: str) -> None:
     assert round_trip(registry, tenant, {"via": "gw-1"}) == {"enabled": True, "via": ["gw-1"]}
 
@@ -144,8 +156,8 @@ def test_row_59_one_gateway_as_a_string(registry: Registry, tenant: str) -> None
         {"command-endpoint": {"headers": {"a": "b"}}},
         {"unknown": 1},
     ],
-    ids="row-60-{}".format,
 )
+@ROWS.row(60)
 def test_document_that_breaks_a_rule(registry: Registry, tenant: str, document: object) -> None:
     assert_error(registry.request("POST", device_path(tenant, "d1"), document), 400)
     assert registry.request("GET", device_path(tenant, "d1")).status == 404
@@ -153,36 +165,35 @@ def test_document_that_breaks_a_rule(registry: Registry, tenant: str, document: 
     assert_error(registry.request("PUT", device_path(tenant, "d1"), document), 400)
 
 
-ROUND_TRIPS: list[tuple[str, JsonObject, JsonObject]] = [
-    ("row-61", {"via": ["a"], "viaGroups": ["g"]}, {"via": ["a"], "viaGroups": ["g"]}),
-    ("row-62", {"memberOf": ["g"], "via": []}, {"memberOf": ["g"]}),
-    (
-        "row-63",
+ROUND_TRIPS: list[Any] = [
+    ROWS.case("61", {"via": ["a"], "viaGroups": ["g"]}, {"via": ["a"], "viaGroups": ["g"]}),
+    ROWS.case("62", {"memberOf": ["g"], "via": []}, {"memberOf": ["g"]}),
+    ROWS.case(
+        "63",
         {"downstream-message-mapper": "m", "authorities": ["auto-provisioning-enabled"]},
         {"downstream-message-mapper": "m", "authorities": ["auto-provisioning-enabled"]},
     ),
-    (
-        "row-64",
+    ROWS.case(
+        "64",
         {"ext": {"n": 1, "f": 1.5, "z": None, "l": [True]}},
         {"ext": {"n": 1, "f": 1.5, "z": None, "l": [True]}},
     ),
-    (
-        "command-endpoint",
+    pytest.param(
         {"command-endpoint": {"uri": "http://{{deviceId}}", "headers": {"n": 1}, "payload-properties": {}}},
         {"command-endpoint": {"uri": "http://{{deviceId}}", "headers": {"n": "1"}}},
+        id="command-endpoint",
     ),
 ]
 
 
-@pytest.mark.parametrize(
-    ("document", "expected"), [one[1:] for one in ROUND_TRIPS], ids=[one[0] for one in ROUND_TRIPS]
-)
+@pytest.mark.parametrize(("document", "expected"), ROUND_TRIPS)
 def test_read_gives_back(registry: Registry, tenant: str, document: object, expected: JsonObject) -> None:
     # As text: 1, 1.0 and true are equal to Python.
     read = json.dumps(round_trip(registry, tenant, document), sort_keys=True)
     assert read == json.dumps({"enabled": True} | expected, sort_keys=True)
 
 
+@ROWS.row(65)
 def test_row_65_device_limit(registry: Registry) -> None:
     tenant = registry.create_tenant(None, {"registration-limits": {"max-devices": 1}})
     registry.create_device(tenant, "d1")
@@ -210,6 +221,7 @@ def test_device_limit_of_the_registry(new_registry: NewRegistry) -> None:
         assert_error(registry.request("POST", f"/v1/devices/{tenant}"), 403)
 
 
+@ROWS.row(66)
 def test_row_66_location_is_not_escaped_needlessly(registry: Registry, tenant: str) -> None:
     response = registry.request("POST", device_path(tenant, "urn:dev=1"))
     assert response.status == 201
@@ -228,6 +240,7 @@ def test_location_of_ids_with_reserved_characters(new_registry: NewRegistry) -> 
     assert registry.request("GET", response.headers["Location"]).status == 200
 
 
+@ROWS.row(68)
 def test_row_68_what_a_deleted_tenant_leaves_behind(registry: Registry, tenant: str) -> None:
     device = registry.create_device(tenant)
     path = device_path(tenant, device)

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import pytest
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, Response, new_id, send_request
+from tests.rows import Section
+
+ROWS = Section("management-api 13.1")
 
 JSON = {"Content-Type": "application/json"}
 CONTENT_TYPE = "application/json; charset=utf-8"
@@ -27,17 +30,20 @@ def assert_error(response: Response, status: int) -> None:
     assert text
 
 
-@pytest.mark.parametrize("path", ["/v1/nothing", "/v2/tenants/T1"], ids="row-1-{}".format)
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v2/tenants/T1"])
+@ROWS.row(1)
 def test_unknown_path(registry: Registry, path: str) -> None:
     assert_error(registry.request("GET", path), 404)
 
 
+@ROWS.row(2)
 def test_row_2_method_that_no_resource_has(registry: Registry) -> None:
     response = registry.request("PATCH", "/v1/tenants/T1")
     assert_error(response, 405)
     assert {"GET", "PUT", "POST", "DELETE"} <= {one.strip() for one in response.headers["Allow"].split(",")}
 
 
+@ROWS.row(3)
 def test_row_3_method_that_credentials_do_not_have(registry: Registry) -> None:
     response = registry.request("POST", "/v1/credentials/T1/d1", b"[]", JSON)
     assert_error(response, 405)
@@ -59,27 +65,32 @@ def post_raw(registry: Registry, path: str, head: str, body: bytes = b"", method
         connection.close()
 
 
-@pytest.mark.parametrize("head", ["Content-Type: text/plain", ""], ids=["row-4-text", "row-4-none"])
+@pytest.mark.parametrize("head", ["Content-Type: text/plain", ""], ids=["text", "none"])
+@ROWS.row(4)
 def test_body_that_is_not_declared_as_json(registry: Registry, head: str) -> None:
     tenant = new_id()
     assert_error(post_raw(registry, f"/v1/tenants/{tenant}", head, b"{}"), 400)
     assert registry.request("GET", f"/v1/tenants/{tenant}").status == 404
 
 
+@ROWS.row(5)
 def test_row_5_content_type_of_an_empty_body_is_nobodys_affair(registry: Registry) -> None:
     assert post_raw(registry, f"/v1/tenants/{new_id()}", "Content-Type: text/plain").status == 201
 
 
+@ROWS.row(6)
 def test_row_6_content_type_in_any_case_with_parameters(registry: Registry) -> None:
     head = "Content-Type: Application/JSON; charset=utf-8"
     assert post_raw(registry, f"/v1/tenants/{new_id()}", head, b"{}").status == 201
 
 
-@pytest.mark.parametrize("body", [b'{"enabled":', b"[]", b"null"], ids="row-7-{}".format)
+@pytest.mark.parametrize("body", [b'{"enabled":', b"[]", b"null"])
+@ROWS.row(7)
 def test_body_that_is_no_json_object(registry: Registry, body: bytes) -> None:
     assert_error(registry.request("POST", f"/v1/tenants/{new_id()}", body, JSON), 400)
 
 
+@ROWS.row(8)
 def test_row_8_body_that_is_too_large(registry: Registry) -> None:
     tenant = new_id()
     assert_error(registry.request("POST", f"/v1/tenants/{tenant}", {"ext": {"x": "x" * 70000}}), 413)
@@ -165,6 +176,7 @@ def test_100_continue(registry: Registry) -> None:
         assert b"".join(iter(lambda: sock.recv(65536), b"")).startswith(b"HTTP/1.1 201 ")
 
 
+@ROWS.row(9)
 def test_row_9_update_without_body(registry: Registry) -> None:
     tenant = registry.create_tenant()
     assert_error(registry.request("PUT", f"/v1/tenants/{tenant}", b"", JSON), 400)
@@ -173,8 +185,8 @@ def test_row_9_update_without_body(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/v1/tenants/a%20b", "/v1/tenants/%20", "/v1/devices/{}/x%2Fy", "/v1/devices/{}/%zz"],
-    ids="row-10-{}".format,
 )
+@ROWS.row(10)
 def test_identifier_that_is_none(registry: Registry, path: str) -> None:
     assert_error(registry.request("POST", path.format(registry.create_tenant())), 400)
 
@@ -196,6 +208,7 @@ def test_identifiers_may_be_escaped_and_are_as_long_as_256(registry: Registry) -
     assert registry.request("POST", f"/v1/tenants/{long}").status == 201
 
 
+@ROWS.row(11)
 def test_row_11_slash_where_the_device_id_is_missing(registry: Registry) -> None:
     tenant = registry.create_tenant()
     device = registry.create_device(tenant)
@@ -206,6 +219,7 @@ def test_row_11_slash_where_the_device_id_is_missing(registry: Registry) -> None
     assert registry.request("GET", f"/v1/devices/{tenant}/{device}").status == 200
 
 
+@ROWS.row("11a")
 def test_row_11a_slash_after_an_id(registry: Registry) -> None:
     tenant = registry.create_tenant()
     without, with_slash = (registry.request("GET", f"/v1/tenants/{tenant}{end}") for end in ("", "/"))
@@ -247,6 +261,7 @@ def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry
         yield running
 
 
+@ROWS.row(12)
 def test_row_12_preflight(open_registry: Registry) -> None:
     headers = {"Origin": UI, "Access-Control-Request-Method": "PUT"}
     response = open_registry.request("OPTIONS", "/v1/tenants/A", headers=headers)
@@ -264,6 +279,7 @@ def test_row_12_preflight(open_registry: Registry) -> None:
     assert_error(open_registry.request("OPTIONS", "/v1/nothing", headers=headers), 404)
 
 
+@ROWS.row(13)
 def test_row_13_request_of_a_page(open_registry: Registry) -> None:
     tenant = open_registry.create_tenant()
     response = open_registry.request("GET", f"/v1/tenants/{tenant}", headers={"Origin": UI})

@@ -8,6 +8,9 @@ import pytest
 from tests.integration.certificates import Authority
 from tests.integration.registry import JsonObject, Registry, Response, new_id
 from tests.integration.vectors import CA_CERT, CA_SPKI, CA_SUBJECT, CA_SUBJECT_BYTES
+from tests.rows import Section
+
+ROWS = Section("management-api 13.2")
 
 JSON = {"Content-Type": "application/json"}
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -57,6 +60,7 @@ def assert_error(response: Response, status: int) -> None:
     assert isinstance(response.object["error"], str)
 
 
+@ROWS.row(16, 17)
 def test_rows_16_and_17_create_and_read(registry: Registry) -> None:
     tenant = new_id()
     response = registry.request("POST", tenant_path(tenant))
@@ -73,6 +77,7 @@ def test_rows_16_and_17_create_and_read(registry: Registry) -> None:
     assert read.etag == response.etag
 
 
+@ROWS.row(18)
 def test_row_18_generated_id(registry: Registry) -> None:
     response = registry.request("POST", "/v1/tenants/")
     assert response.status == 201
@@ -82,6 +87,7 @@ def test_row_18_generated_id(registry: Registry) -> None:
     assert get(registry, tenant) == {"enabled": True}
 
 
+@ROWS.row(19)
 def test_row_19_the_path_decides_the_id(registry: Registry) -> None:
     response = registry.request("POST", "/v1/tenants", {"tenant-id": "zzz"})
     assert response.status == 201
@@ -89,6 +95,7 @@ def test_row_19_the_path_decides_the_id(registry: Registry) -> None:
     assert registry.request("GET", tenant_path("zzz")).status == 404
 
 
+@ROWS.row(20)
 def test_row_20_id_that_exists(registry: Registry) -> None:
     tenant = registry.create_tenant(None, {"ext": {"a": 1}})
     before = registry.request("GET", tenant_path(tenant))
@@ -97,10 +104,12 @@ def test_row_20_id_that_exists(registry: Registry) -> None:
     assert (after.body, after.etag) == (before.body, before.etag)
 
 
+@ROWS.row(21)
 def test_row_21_unknown(registry: Registry) -> None:
     assert_error(registry.request("GET", tenant_path(new_id())), 404)
 
 
+@ROWS.row(22, 23, 24)
 def test_rows_22_to_24_update_replaces_everything(registry: Registry) -> None:
     tenant = registry.create_tenant()
     old = registry.request("GET", tenant_path(tenant)).etag
@@ -120,6 +129,7 @@ def test_rows_22_to_24_update_replaces_everything(registry: Registry) -> None:
     assert get(registry, tenant) == {"enabled": False}
 
 
+@ROWS.row(25)
 def test_row_25_update_of_an_old_version(registry: Registry) -> None:
     tenant = registry.create_tenant()
     old = registry.request("GET", tenant_path(tenant)).etag
@@ -131,8 +141,16 @@ def test_row_25_update_of_an_old_version(registry: Registry) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    ["{}", '"{}"', 'W/"{}"', 'x, "{}"', '"x",{},y', "*", "", " {} "],
-    ids=["row-26-bare", "row-27-quoted", "weak", "list-quoted", "list-bare", "any", "empty", "blanks"],
+    [
+        ROWS.case("26-bare", "{}"),
+        ROWS.case("27-quoted", '"{}"'),
+        pytest.param('W/"{}"', id="weak"),
+        pytest.param('x, "{}"', id="list-quoted"),
+        pytest.param('"x",{},y', id="list-bare"),
+        pytest.param("*", id="any"),
+        pytest.param("", id="empty"),
+        pytest.param(" {} ", id="blanks"),
+    ],
 )
 def test_update_of_the_expected_version(registry: Registry, form: str) -> None:
     """Management 3.9: a new version each time, though nothing changes."""
@@ -160,11 +178,12 @@ def test_preconditions_that_are_ignored(registry: Registry) -> None:
     assert registry.request("PUT", tenant_path(tenant), {}, ignored).status == 204
 
 
-@pytest.mark.parametrize("version", ["x", "*"], ids=["row-28", "any"])
+@pytest.mark.parametrize("version", [ROWS.case("28", "x"), pytest.param("*", id="any")])
 def test_update_of_what_is_not_there(registry: Registry, version: str) -> None:
     assert_error(put(registry, new_id(), {}, If_Match=version), 404)
 
 
+@ROWS.row(29, 30)
 def test_rows_29_and_30_delete(registry: Registry) -> None:
     tenant = registry.create_tenant()
     assert_error(registry.request("DELETE", tenant_path(tenant), headers={"If-Match": "wrong"}), 412)
@@ -175,32 +194,32 @@ def test_rows_29_and_30_delete(registry: Registry) -> None:
     assert_error(registry.request("DELETE", tenant_path(tenant)), 404)
 
 
-REFUSED: list[tuple[str, Any]] = [
-    ("row-31-empty", {"adapters": []}),
-    ("row-31-twice", {"adapters": [{"type": "a"}, {"type": "a"}]}),
-    ("row-31-no-type", {"adapters": [{"enabled": True}]}),
-    ("row-34-size", {"minimum-message-size": -1}),
-    ("row-34-boolean", {"enabled": "yes"}),
-    ("row-34-unknown", {"colour": "blue"}),
-    ("row-34-alias", {"alias": "Line_7"}),
-    ("row-34-sampling-mode", {"tracing": {"sampling-mode": "some"}}),
-    ("row-34-connections", {"resource-limits": {"max-connections": -2}}),
-    ("row-34-no-since", {"resource-limits": {"data-volume": {"max-bytes": 1}}}),
-    (
-        "row-34-period",
+REFUSED: list[Any] = [
+    ROWS.case("31-empty", {"adapters": []}),
+    ROWS.case("31-twice", {"adapters": [{"type": "a"}, {"type": "a"}]}),
+    ROWS.case("31-no-type", {"adapters": [{"enabled": True}]}),
+    ROWS.case("34-size", {"minimum-message-size": -1}),
+    ROWS.case("34-boolean", {"enabled": "yes"}),
+    ROWS.case("34-unknown", {"colour": "blue"}),
+    ROWS.case("34-alias", {"alias": "Line_7"}),
+    ROWS.case("34-sampling-mode", {"tracing": {"sampling-mode": "some"}}),
+    ROWS.case("34-connections", {"resource-limits": {"max-connections": -2}}),
+    ROWS.case("34-no-since", {"resource-limits": {"data-volume": {"max-bytes": 1}}}),
+    ROWS.case(
+        "34-period",
         {
             "resource-limits": {
                 "connection-duration": {"effective-since": "2024-01-01T00:00:00Z", "period": {"mode": "weekly"}}
             }
         },
     ),
-    ("row-48-base64", {"trusted-ca": [{"cert": "not base64!"}]}),
-    ("row-48-no-placeholder", {"trusted-ca": [{"cert": CA_CERT, "auth-id-template": "dev"}]}),
-    ("row-48-placeholder", {"trusted-ca": [{"cert": CA_CERT, "auth-id-template": "{{subject-cn}}-{{serial}}"}]}),
+    ROWS.case("48-base64", {"trusted-ca": [{"cert": "not base64!"}]}),
+    ROWS.case("48-no-placeholder", {"trusted-ca": [{"cert": CA_CERT, "auth-id-template": "dev"}]}),
+    ROWS.case("48-placeholder", {"trusted-ca": [{"cert": CA_CERT, "auth-id-template": "{{subject-cn}}-{{serial}}"}]}),
 ]
 
 
-@pytest.mark.parametrize("document", [one for _, one in REFUSED], ids=[row for row, _ in REFUSED])
+@pytest.mark.parametrize("document", REFUSED)
 def test_document_that_breaks_a_rule(registry: Registry, document: object) -> None:
     tenant = new_id()
     assert_error(post(registry, document, tenant), 400)
@@ -210,10 +229,12 @@ def test_document_that_breaks_a_rule(registry: Registry, document: object) -> No
     assert get(registry, tenant) == {"enabled": True}
 
 
+@ROWS.row(32)
 def test_row_32_null_is_absent(registry: Registry) -> None:
     assert round_trip(registry, {"adapters": None, "ext": None}) == {"enabled": True}
 
 
+@ROWS.row(33)
 def test_row_33_further_members_of_an_adapter(registry: Registry) -> None:
     document = round_trip(registry, {"adapters": [{"type": "hono-lora", "slots": 4}]})
     assert document["adapters"] == [
@@ -221,15 +242,18 @@ def test_row_33_further_members_of_an_adapter(registry: Registry) -> None:
     ]
 
 
+@ROWS.row(35)
 def test_row_35_defaults_are_not_emitted(registry: Registry) -> None:
     assert round_trip(registry, {"minimum-message-size": 0, "ext": {}}) == {"enabled": True}
 
 
+@ROWS.row(36)
 def test_row_36_scalars_are_converted(registry: Registry) -> None:
     document = round_trip(registry, {"enabled": "false", "minimum-message-size": "10"})
     assert document == {"enabled": False, "minimum-message-size": 10}
 
 
+@ROWS.row(37)
 def test_row_37_resource_limits(registry: Registry) -> None:
     volume = {"effective-since": "2024-01-01T01:00:00+01:00", "max-bytes": 5000}
     document = round_trip(registry, {"resource-limits": {"max-ttl": 30, "data-volume": volume}})
@@ -243,15 +267,18 @@ def test_row_37_resource_limits(registry: Registry) -> None:
     }
 
 
+@ROWS.row(38)
 def test_row_38_registration_limits(registry: Registry) -> None:
     document = round_trip(registry, {"registration-limits": {"max-devices": 2}})
     assert document["registration-limits"] == {"max-devices": 2, "max-credentials-per-device": -1}
 
 
+@ROWS.row(39)
 def test_row_39_words_in_any_case(registry: Registry) -> None:
     assert round_trip(registry, {"tracing": {"sampling-mode": "ALL"}})["tracing"] == {"sampling-mode": "all"}
 
 
+@ROWS.row(40)
 def test_row_40_alias_is_unique(registry: Registry) -> None:
     alias = new_id("line")
     first = registry.create_tenant(None, {"alias": alias})
@@ -275,6 +302,7 @@ def trusting(registry: Registry) -> Iterator[str]:
     assert registry.request("DELETE", tenant_path(tenant)).status == 204
 
 
+@ROWS.row(41)
 def test_row_41_trust_anchor_from_a_certificate(registry: Registry, trusting: str) -> None:
     anchor = get_anchor(registry, trusting)
     assert UUID.fullmatch(str(anchor.pop("id")))
@@ -290,13 +318,14 @@ def test_row_41_trust_anchor_from_a_certificate(registry: Registry, trusting: st
     }
 
 
-@pytest.mark.parametrize("group", [{}, {"trust-anchor-group": "g"}], ids=["row-42", "row-43"])
+@pytest.mark.parametrize("group", [ROWS.case("42", {}), ROWS.case("43", {"trust-anchor-group": "g"})])
 def test_trust_anchor_of_another_tenant(registry: Registry, trusting: str, group: JsonObject) -> None:
     response = post(registry, {"trusted-ca": [{"cert": CA_CERT}], **group})
     assert_error(response, 409)
     assert response.object["subject-dn"] == CA_SUBJECT
 
 
+@ROWS.row(44)
 def test_row_44_trust_anchor_of_a_group(registry: Registry, trusting: str) -> None:
     document = {"trusted-ca": [{"cert": CA_CERT}], "trust-anchor-group": "g"}
     other = new_id()
@@ -313,6 +342,7 @@ def test_row_44_trust_anchor_of_a_group(registry: Registry, trusting: str) -> No
     assert registry.request("DELETE", tenant_path(other)).status == 204
 
 
+@ROWS.row(45)
 def test_row_45_two_anchors_of_one_name(registry: Registry, trusting: str) -> None:
     different = [{"cert": CA_CERT, "id": "a"}, {"cert": CA_CERT, "id": "b"}]
     assert put(registry, trusting, {"trusted-ca": different}).status == 204
@@ -329,6 +359,7 @@ BY_MEMBERS: JsonObject = {
 }
 
 
+@ROWS.row(46)
 def test_row_46_trust_anchor_from_members(registry: Registry) -> None:
     tenant = registry.create_tenant(None, {"trusted-ca": [BY_MEMBERS]})
     anchor = get_anchor(registry, tenant)
@@ -340,13 +371,14 @@ def test_row_46_trust_anchor_from_members(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"algorithm": None}, {"not-after": None}, {"subject-dn": "nonsense"}, {"ocsp-revocation-enabled": True}],
-    ids="row-47-{}".format,
 )
+@ROWS.row(47)
 def test_trust_anchor_from_wrong_members(registry: Registry, changes: JsonObject) -> None:
     members = {name: value for name, value in (BY_MEMBERS | changes).items() if value is not None}
     assert_error(post(registry, {"trusted-ca": [members]}), 400)
 
 
+@ROWS.row(49)
 def test_row_49_ocsp_with_the_cas_own_certificate(registry: Registry, trusting: str) -> None:
     document = {"trusted-ca": [{"cert": CA_CERT, "ocsp-revocation-enabled": True}]}
     assert put(registry, trusting, document).status == 204

@@ -19,6 +19,10 @@ from tests.integration.adapter import Adapter, Reply
 from tests.integration.certificates import Authority, Issued
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, new_id
+from tests.rows import Section
+
+ROWS = Section("provisioning 3.8")
+DECISION = Section("provisioning 3.2")
 
 SUBJECT = "CN=p,O=Acme"
 
@@ -83,6 +87,8 @@ def expect(reply: Reply, status: int) -> None:
 class TestSituations:
     """Provisioning 3.8."""
 
+    @ROWS.row(1, 2)
+    @DECISION.row(2, 16)
     def test_rows_1_and_2_first_time_and_again(self, registry: Registry, adapter: Adapter) -> None:
         tenant_id = registry.create_tenant(document=ACME)
         before = datetime.now(UTC).replace(microsecond=0)
@@ -129,15 +135,15 @@ class TestSituations:
     @pytest.mark.parametrize(
         ("auth_id", "certificate", "status"),
         [
-            pytest.param(SUBJECT, None, 404, id="row-3-none"),
-            pytest.param(SUBJECT, B.issue(SUBJECT), 404, id="row-4-provisioning-off"),
-            pytest.param(SUBJECT, X.issue(SUBJECT), 404, id="row-5-expired-ca"),
-            pytest.param(SUBJECT, Authority.create("CN=Stranger").issue(SUBJECT), 404, id="row-6-unknown-ca"),
-            pytest.param("CN=q,O=Acme", A.issue(SUBJECT), 400, id="row-7-other-subject"),
-            pytest.param("CN=p, O=Acme", A.issue(SUBJECT), 400, id="row-8-other-spelling"),
-            pytest.param(SUBJECT, "%%%", 400, id="row-9-no-base64"),
-            pytest.param(SUBJECT, base64.b64encode(bytes(range(7, 207))).decode(), 400, id="row-10-random-bytes"),
-            pytest.param(SUBJECT, 4711, 400, id="row-11-number"),
+            ROWS.case("3-none", SUBJECT, None, 404, also=[DECISION.row(5)]),
+            ROWS.case("4-provisioning-off", SUBJECT, B.issue(SUBJECT), 404, also=[DECISION.row(8)]),
+            ROWS.case("5-expired-ca", SUBJECT, X.issue(SUBJECT), 404),
+            ROWS.case("6-unknown-ca", SUBJECT, Authority.create("CN=Stranger").issue(SUBJECT), 404),
+            ROWS.case("7-other-subject", "CN=q,O=Acme", A.issue(SUBJECT), 400),
+            ROWS.case("8-other-spelling", "CN=p, O=Acme", A.issue(SUBJECT), 400),
+            ROWS.case("9-no-base64", SUBJECT, "%%%", 400),
+            ROWS.case("10-random-bytes", SUBJECT, base64.b64encode(bytes(range(7, 207))).decode(), 400),
+            ROWS.case("11-number", SUBJECT, 4711, 400),
         ],
     )
     def test_rows_3_to_11(
@@ -147,14 +153,20 @@ class TestSituations:
         expect(ask(adapter, tenant_id, auth_id, certificate), status)
         assert count_devices(registry, tenant_id) == 0
 
+    @ROWS.row(12)
+    @DECISION.row(4)
     def test_row_12_other_type(self, registry: Registry, adapter: Adapter) -> None:
         tenant_id = registry.create_tenant(document=ACME)
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT), type_="hashed-password"), 404)
         assert count_devices(registry, tenant_id) == 0
 
+    @ROWS.row(13)
+    @DECISION.row(1)
     def test_row_13_unknown_tenant(self, adapter: Adapter) -> None:
         expect(ask(adapter, new_id(), SUBJECT, A.issue(SUBJECT)), 404)
 
+    @ROWS.row(14)
+    @DECISION.row(7)
     def test_row_14_disabled_tenant(self, registry: Registry, adapter: Adapter) -> None:
         tenant_id = registry.create_tenant(document=ACME | {"enabled": False})
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 404)
@@ -170,16 +182,19 @@ class TestSituations:
         ],
         ids=["disabled", "secret-disabled", "secret-expired", "context"],
     )
+    @ROWS.row(15)
+    @DECISION.row(3)
     def test_row_15_unusable_credential(
         self, registry: Registry, adapter: Adapter, unusable: dict[str, object]
     ) -> None:
-        """Also 3.2 row 3."""
         tenant_id = registry.create_tenant(document=ACME)
         device_id = registry.create_device(tenant_id)
         registry.set_credentials(tenant_id, device_id, [{"type": "x509-cert", "auth-id": SUBJECT} | unusable])
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 404)
         assert count_devices(registry, tenant_id) == 1
 
+    @ROWS.row(16)
+    @DECISION.row(13)
     def test_row_16_limit(self, registry: Registry, adapter: Adapter) -> None:
         tenant_id = registry.create_tenant(document=ACME | {"registration-limits": {"max-devices": 1}})
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 201)
@@ -187,12 +202,16 @@ class TestSituations:
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 200)
         assert count_devices(registry, tenant_id) == 1
 
+    @ROWS.row(17)
+    @DECISION.row(12)
     def test_row_17_template_without_its_attribute(self, registry: Registry, adapter: Adapter) -> None:
         document = anchors(on(auto_provisioning_device_id_template="{{subject-ou}}"))
         tenant_id = registry.create_tenant(document=document)
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 400)
         assert count_devices(registry, tenant_id) == 0
 
+    @ROWS.row(18)
+    @DECISION.row(14)
     def test_row_18_device_id_is_taken(self, registry: Registry, adapter: Adapter) -> None:
         document = anchors(on(auto_provisioning_device_id_template="{{subject-cn}}"))
         tenant_id = registry.create_tenant(document=document)
@@ -220,6 +239,7 @@ class TestRaces:
             ]
 
     @pytest.mark.parametrize("template", [None, "{{subject-cn}}"])
+    @ROWS.row(19)
     def test_row_19_many_at_once(self, registry: Registry, adapters: list[Adapter], template: str | None) -> None:
         members: dict[str, Any] = {} if template is None else {"auto_provisioning_device_id_template": template}
         tenant_id = registry.create_tenant(document=anchors(on(**members)))
@@ -351,6 +371,7 @@ class TestAfterwards:
 class TestCertificates:
     """Provisioning 3.2, rows 6 to 11."""
 
+    @DECISION.row(6)
     def test_base64_of_either_alphabet(self, registry: Registry, adapter: Adapter) -> None:
         tenant_id = registry.create_tenant(document=ACME)
         forms: list[Callable[[bytes], str]] = [
@@ -373,8 +394,8 @@ class TestCertificates:
         tenant_id = registry.create_tenant(document=anchors(on(ca)))
         expect(ask(adapter, tenant_id, SUBJECT, ca.issue(SUBJECT, algorithm=algorithm)), 201)
 
+    @DECISION.row(9)
     def test_certificate_out_of_date(self, registry: Registry, adapter: Adapter) -> None:
-        """Row 9."""
         tenant_id = registry.create_tenant(document=ACME)
         now = datetime.now(UTC)
         expired = A.issue(SUBJECT, not_before=now - timedelta(days=2), not_after=now - timedelta(minutes=1))
@@ -382,8 +403,9 @@ class TestCertificates:
         early = A.issue(SUBJECT, not_before=now + timedelta(hours=1))
         expect(ask(adapter, tenant_id, SUBJECT, early), 404)
 
+    @DECISION.row(8)
     def test_key_roll_over(self, registry: Registry, adapter: Adapter) -> None:
-        """Row 8: two entries of one name, of which the one whose key signed counts."""
+        """Two entries of one name, of which the one whose key signed counts."""
         tenant_id = registry.create_tenant(
             document=anchors(
                 on(A, id="old", auto_provisioning_device_id_template="old-{{subject-cn}}"),
@@ -395,8 +417,9 @@ class TestCertificates:
             expect(reply, 201)
             assert reply.json()["device-id"] == device_id
 
+    @DECISION.row(10)
     def test_signature(self, registry: Registry, adapter: Adapter) -> None:
-        """Row 10, the default: always checked."""
+        """The default: always checked."""
         tenant_id = registry.create_tenant(document=ACME)
         liar = B.issue(SUBJECT, issuer_name="CN=CA A,O=Acme")
         expect(ask(adapter, tenant_id, SUBJECT, liar), 404)
@@ -416,8 +439,9 @@ class TestTemplates:
         assert reply.json()["device-id"] == "Acme-pump-9"
         assert registry.request("GET", f"/v1/devices/{tenant_id}/Acme-pump-9").status == 200
 
+    @DECISION.row(12)
     def test_device_id_against_the_pattern(self, registry: Registry, adapter: Adapter) -> None:
-        """3.2 row 12: most DNs have a comma."""
+        """Most DNs have a comma."""
         document = anchors(on(auto_provisioning_device_id_template="{{subject-dn}}"))
         tenant_id = registry.create_tenant(document=document)
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 400)
@@ -425,6 +449,7 @@ class TestTemplates:
         expect(reply, 201)
         assert reply.json()["device-id"] == "CN=alone"
 
+    @DECISION.row(11)
     def test_auth_id(self, registry: Registry, adapter: Adapter) -> None:
         """The literal result, and what stock adapters make of it (3.3)."""
         template = "{{subject-dn}}@plant"
@@ -619,8 +644,9 @@ class TestEdgeDevices:
 
 
 class TestSettings:
+    @DECISION.row(10)
     def test_signature_switch_off(self, new_registry: NewRegistry) -> None:
-        """Provisioning 3.2 row 10: what only claims the issuer is taken, as by the reference."""
+        """What only claims the issuer is taken, as by the reference."""
         registry = new_registry({"provisioning.verify_signature": "false"})
         tenant_id = registry.create_tenant(document=ACME)
         liar = B.issue(SUBJECT, issuer_name="CN=CA A,O=Acme")
@@ -641,8 +667,8 @@ class TestSettings:
                     reply = ask(adapter, tenant_id, f"CN=p{number}", A.issue(f"CN=p{number}"))
                     expect(reply, 201 if number < allowed else 403)
 
+    @DECISION.row(13)
     def test_credentials_limit(self, registry: Registry, adapter: Adapter) -> None:
-        """Provisioning 3.2 row 13."""
         limits = {"registration-limits": {"max-credentials-per-device": 0}}
         tenant_id = registry.create_tenant(document=ACME | limits)
         expect(ask(adapter, tenant_id, SUBJECT, A.issue(SUBJECT)), 403)

@@ -8,6 +8,9 @@ import pytest
 from proton import int32, symbol
 from tests.integration.acme import Acme, acme_fixture
 from tests.integration.adapter import Adapter, Reply
+from tests.rows import Section
+
+ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +33,11 @@ def ask(adapter: Adapter, device_id: object = None, gateway_id: object = None, t
 @pytest.mark.parametrize(
     ("device_id", "gateway_id", "payload"),
     [
-        pytest.param("d1", None, {"device-id": "d1"}, id="R1"),
-        pytest.param("d2", None, {"device-id": "d2", "via": ["gw1"]}, id="R2"),
-        pytest.param("d3", None, {"device-id": "d3", "via": ["gw2", "gw4"]}, id="R3"),
-        pytest.param("d2", "gw1", {"device-id": "d2", "via": ["gw1"]}, id="R4"),
-        pytest.param("d3", "gw2", {"device-id": "d3", "via": ["gw2", "gw4"]}, id="R6"),
+        ROWS.case("R1", "d1", None, {"device-id": "d1"}),
+        ROWS.case("R2", "d2", None, {"device-id": "d2", "via": ["gw1"]}),
+        ROWS.case("R3", "d3", None, {"device-id": "d3", "via": ["gw2", "gw4"]}),
+        ROWS.case("R4", "d2", "gw1", {"device-id": "d2", "via": ["gw1"]}),
+        ROWS.case("R6", "d3", "gw2", {"device-id": "d3", "via": ["gw2", "gw4"]}),
         pytest.param("d1", int32(5), {"device-id": "d1"}, id="6-gateway-of-another-type"),
     ],
 )
@@ -49,14 +52,14 @@ def test_asserted(adapter: Adapter, device_id: str, gateway_id: object, payload:
 @pytest.mark.parametrize(
     ("device_id", "gateway_id", "status"),
     [
-        pytest.param("d2", "gw2", 403, id="R5"),
-        pytest.param("d1", "gw1", 403, id="R7"),
-        pytest.param("d4", None, 404, id="R8"),
-        pytest.param("d4", "gw1", 404, id="R9"),
-        pytest.param("d5", "gw3", 403, id="R10"),
-        pytest.param("d2", "nope", 403, id="R11"),
-        pytest.param("nope", None, 404, id="R12"),
-        pytest.param("nope", "gw1", 404, id="R13"),
+        ROWS.case("R5", "d2", "gw2", 403),
+        ROWS.case("R7", "d1", "gw1", 403),
+        ROWS.case("R8", "d4", None, 404),
+        ROWS.case("R9", "d4", "gw1", 404),
+        ROWS.case("R10", "d5", "gw3", 403),
+        ROWS.case("R11", "d2", "nope", 403),
+        ROWS.case("R12", "nope", None, 404),
+        ROWS.case("R13", "nope", "gw1", 404),
         pytest.param("gw1", "gw1", 403, id="10.2-gateway-via-itself"),
         pytest.param("d4", "nope", 404, id="10.2-device-before-gateway"),
         pytest.param("nope", "nope", 404, id="10.2-both-unknown"),
@@ -98,6 +101,7 @@ def test_r14_r15_edge_device_through_its_gateway(acme: Acme, adapter: Adapter) -
         assert ask(adapter, "new1", gateway_id).json() == reply.json()
 
 
+@ROWS.row("R16")
 def test_r16_unknown_tenant(adapter: Adapter) -> None:
     reply = ask(adapter, "d1", tenant_id="nope")
     assert reply.status == 404
@@ -117,10 +121,10 @@ def test_disabled_tenant_is_not_a_reason(adapter: Adapter) -> None:
 @pytest.mark.parametrize(
     "device_id",
     [
-        pytest.param(None, id="R17"),
-        pytest.param(int32(5), id="R18"),
-        pytest.param(symbol("d1"), id="R18-symbol"),
-        pytest.param(b"d1", id="R18-binary"),
+        ROWS.case("R17", None),
+        ROWS.case("R18", int32(5)),
+        ROWS.case("R18-symbol", symbol("d1")),
+        ROWS.case("R18-binary", b"d1"),
     ],
 )
 def test_r17_r18_device_id_missing(adapter: Adapter, device_id: object) -> None:
@@ -130,11 +134,13 @@ def test_r17_r18_device_id_missing(adapter: Adapter, device_id: object) -> None:
 
 
 @pytest.mark.parametrize("subject", ["register", "get", "Assert"])
+@ROWS.row("R19")
 def test_r19_unknown_subject(adapter: Adapter, subject: str) -> None:
     reply = adapter.request("registration/acme", subject, properties={"device_id": "d1"})
     assert reply.status == 400
 
 
+@ROWS.row("R20")
 def test_r20_no_right_to_execute(acme: Acme) -> None:
     with acme.adapter("links-only") as adapter:
         reply = ask(adapter, "d1")

@@ -10,6 +10,9 @@ from tests.integration.acme import Acme, acme_fixture
 from tests.integration.adapter import Adapter, Reply
 from tests.integration.certificates import Authority
 from tests.integration.registry import new_id
+from tests.rows import Section
+
+ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +40,16 @@ DN = "CN=Device CA,OU=Plant 7,O=Acme"
 @pytest.mark.parametrize(
     ("body", "properties", "tenant_id", "reply_tenant_id"),
     [
-        pytest.param(by(tenant_id="acme"), {}, "acme", "acme", id="T1"),
-        pytest.param(by(tenant_id="plant7"), {}, "acme", "plant7", id="T2"),
-        pytest.param(by(tenant_id="off"), {}, "off", "off", id="T3"),
-        pytest.param(None, {"tenant_id": "acme"}, "acme", "acme", id="T5"),
-        pytest.param(None, {"tenant_id": "plant7"}, "acme", "plant7", id="T5-alias"),
-        pytest.param(by(tenant_id="nope"), {"tenant_id": "acme"}, "acme", "acme", id="T6"),
-        pytest.param('{"tenant-id":', {"tenant_id": "acme"}, "acme", "acme", id="T6-broken-body"),
-        pytest.param(by(subject_dn=DN), {}, "acme", "acme", id="T7"),
-        pytest.param(by(subject_dn="cn=device ca, ou=plant 7, o=ACME"), {}, "acme", "acme", id="T8"),
-        pytest.param(by(tenant_id="acme", subject_dn="CN=Shared,O=Acme"), {}, "acme", "acme", id="T12"),
+        ROWS.case("T1", by(tenant_id="acme"), {}, "acme", "acme"),
+        ROWS.case("T2", by(tenant_id="plant7"), {}, "acme", "plant7"),
+        ROWS.case("T3", by(tenant_id="off"), {}, "off", "off"),
+        ROWS.case("T5", None, {"tenant_id": "acme"}, "acme", "acme"),
+        ROWS.case("T5-alias", None, {"tenant_id": "plant7"}, "acme", "plant7"),
+        ROWS.case("T6", by(tenant_id="nope"), {"tenant_id": "acme"}, "acme", "acme"),
+        ROWS.case("T6-broken-body", '{"tenant-id":', {"tenant_id": "acme"}, "acme", "acme"),
+        ROWS.case("T7", by(subject_dn=DN), {}, "acme", "acme"),
+        ROWS.case("T8", by(subject_dn="cn=device ca, ou=plant 7, o=ACME"), {}, "acme", "acme"),
+        ROWS.case("T12", by(tenant_id="acme", subject_dn="CN=Shared,O=Acme"), {}, "acme", "acme"),
         pytest.param(by(tenant_id=5, subject_dn=DN), {}, "acme", "acme", id="9.1-tenant-id-of-another-type"),
         pytest.param(by(tenant_id="acme"), {"tenant_id": 5}, "acme", "acme", id="6-property-of-another-type"),
         pytest.param(by(tenant_id="acme", unknown=[1]), {}, "acme", "acme", id="9.1-unknown-member"),
@@ -67,17 +70,17 @@ def test_found(
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        pytest.param(by(tenant_id="nope"), 404, id="T4"),
+        ROWS.case("T4", by(tenant_id="nope"), 404),
         pytest.param(by(tenant_id="Acme"), 404, id="9.3-case"),
-        pytest.param(by(subject_dn="O=Acme,OU=Plant 7,CN=Device CA"), 404, id="T9"),
-        pytest.param(by(subject_dn="not a dn"), 400, id="T10"),
-        pytest.param(by(subject_dn="CN=Shared,O=Acme"), 404, id="T11"),
-        pytest.param("{}", 400, id="T13"),
-        pytest.param(None, 400, id="T14"),
-        pytest.param('{"tenant-id":', 400, id="T15"),
-        pytest.param('["acme"]', 400, id="T16"),
-        pytest.param('{"tenant-id":5}', 400, id="T17"),
-        pytest.param('{"tenant-id":null}', 400, id="T17-null"),
+        ROWS.case("T9", by(subject_dn="O=Acme,OU=Plant 7,CN=Device CA"), 404),
+        ROWS.case("T10", by(subject_dn="not a dn"), 400),
+        ROWS.case("T11", by(subject_dn="CN=Shared,O=Acme"), 404),
+        ROWS.case("T13", "{}", 400),
+        ROWS.case("T14", None, 400),
+        ROWS.case("T15", '{"tenant-id":', 400),
+        ROWS.case("T16", '["acme"]', 400),
+        ROWS.case("T17", '{"tenant-id":5}', 400),
+        ROWS.case("T17-null", '{"tenant-id":null}', 400),
         pytest.param('{"tenant-id":NaN}', 400, id="17-NaN"),
         pytest.param('{"tenant-id":"acme"} x', 400, id="17-trailing"),
         pytest.param("[" * 50_000, 400, id="17-deep"),
@@ -94,10 +97,12 @@ def test_not_found(adapter: Adapter, body: str | None, status: int) -> None:
 
 
 @pytest.mark.parametrize("subject", ["fetch", "GET", "add"])
+@ROWS.row("T18")
 def test_t18_unknown_subject(adapter: Adapter, subject: str) -> None:
     assert get(adapter, by(tenant_id="acme"), subject=subject).status == 400
 
 
+@ROWS.row("T19")
 def test_t19_caller_may_see_another_tenant_only(acme: Acme) -> None:
     with acme.adapter("other-tenant") as adapter:
         for reply in (
@@ -114,6 +119,7 @@ def test_t19_caller_may_see_another_tenant_only(acme: Acme) -> None:
         assert get(adapter, tenant_id="other").status == 200
 
 
+@ROWS.row("T20")
 def test_t20_unknown_tenant_is_told_without_a_check(acme: Acme) -> None:
     with acme.adapter("other-tenant") as adapter:
         assert get(adapter, by(tenant_id="nope")).status == 404

@@ -87,6 +87,7 @@ def test_rights_on_addresses(claims: dict[str, str], address: str, granted: bool
     assert may(reading, "R", address) is granted
 
 
+@pytest.mark.row("authentication 6", 15, 16)
 def test_search_goes_on_behind_a_key_without_the_letter() -> None:
     """authentication 6, rows 15 and 16."""
     assert not may({"r:registration/*": "R"}, "W", "registration/acme")
@@ -116,6 +117,7 @@ def test_search_goes_on_behind_a_key_without_the_letter() -> None:
         ({}, "tenant", "get", False),
     ],
 )
+@pytest.mark.row("authentication 6", 17, 18)
 def test_rights_on_operations(claims: dict[str, str], address: str, operation: str, granted: bool) -> None:
     """authentication 3.1; 6, rows 17 and 18."""
     assert Authorities(claims).may_execute(address, operation) is granted
@@ -243,6 +245,7 @@ def test_operation_without_colon_is_skipped_with_a_warning(tmp_path: Path) -> No
     assert any("roles.role[0].operation" in warning for warning in permissions.warnings)
 
 
+@pytest.mark.row("authentication 6", 23)
 def test_unknown_role_is_a_warning(tmp_path: Path) -> None:
     """authentication 6, row 23; the marker role need not be defined."""
     document = with_user(mechanism="EXTERNAL", authorities=["hono-component", "nope"])
@@ -281,6 +284,7 @@ def test_unknown_role_is_a_warning(tmp_path: Path) -> None:
         (with_user(mechanism="EXTERNAL", authorities=[5]), "users.u.authorities"),
     ],
 )
+@pytest.mark.row("authentication 6", 24)
 def test_wrong_entries_are_named(tmp_path: Path, document: object, named: str) -> None:
     """authentication 4.1; 6, row 24."""
     with pytest.raises(PermissionsError, match=named) as caught:
@@ -343,6 +347,7 @@ async def list_identities(store: Store) -> list[Identity]:
     return await store.read(read)
 
 
+@pytest.mark.row("authentication 6", 1, 2)
 def test_plain_with_an_identity_of_the_database(run: Callable[[Scenario], None]) -> None:
     """authentication 5.1; 6, rows 1 and 2. Identities count from the moment they are written."""
 
@@ -383,6 +388,7 @@ def test_logins_without_end(run: Callable[[Scenario], None]) -> None:
     run(scenario)
 
 
+@pytest.mark.row("authentication 6", 4)
 def test_an_identity_is_found_for_its_own_mechanism_only(run: Callable[[Scenario], None], tmp_path: Path) -> None:
     """authentication 4.1; 6, row 4."""
     certificate = Authority.create().issue("CN=plain-user,O=X").der
@@ -464,6 +470,7 @@ def test_refused_logins_take_the_same_road(
         (r"CN=comma\,name,O=X", True),
     ],
 )
+@pytest.mark.row("authentication 6", 5, 6)
 def test_external(run: Callable[[Scenario], None], tmp_path: Path, subject: str, found: bool) -> None:
     """authentication 4.3; 6, rows 5 and 6: the unescaped CN of the first RDN, or the complete DN."""
     certificate = Authority.create().issue(subject).der

@@ -99,8 +99,9 @@ def ids(credentials: Sequence[Credential]) -> list[str]:
 # --- The request as a whole ---
 
 
+@pytest.mark.row("management-api 13.4", 73)
 def test_a_single_object_counts_as_an_array() -> None:
-    """Management 3.5 (D9); row 73."""
+    """Management 3.5 (D9)."""
     (update,) = parse_credentials(
         password({"pwd-plain": "x"}) | {"device-id": "d1"}, rules=RULES, trust_anchors=(), now=NOW
     )
@@ -243,8 +244,9 @@ def test_members_of_the_object_come_back() -> None:
     assert shown["enabled"] is True
 
 
+@pytest.mark.row("management-api 13.4", 85)
 def test_members_of_secrets_come_back_if_they_were_given() -> None:
-    """Management 6.10; row 85."""
+    """Management 6.10."""
     given: JsonObject = {
         "enabled": 0,
         "not-before": "2025-01-01T01:00:00+01:00",
@@ -605,8 +607,9 @@ def test_outcomes_of_an_update(
         assert made == {"id": made["id"]} | expected
 
 
+@pytest.mark.row("management-api 13.4", 74)
 def test_what_the_update_leaves_out_is_gone(stored: tuple[Credential, ...]) -> None:
-    """Management 6.9, steps 5 and 6; row 74."""
+    """Management 6.9, steps 5 and 6."""
     (kept,) = put(stored, password({"id": "A"}, enabled=False))
     assert (kept.comment, kept.ext, kept.enabled) == (None, {}, False)
     assert put(stored) == ()
@@ -614,8 +617,9 @@ def test_what_the_update_leaves_out_is_gone(stored: tuple[Credential, ...]) -> N
     assert other.type == "psk"
 
 
+@pytest.mark.row("management-api 13.4", 90)
 def test_an_empty_set_knows_no_ids() -> None:
-    """Management 6.9, step 2; row 90."""
+    """Management 6.9, step 2."""
     for secret in ({"id": "nope", "pwd-plain": "x"}, {"id": "nope"}):
         with pytest.raises(BadRequest, match=r"^credentials\[0\]\.secrets\[0\]\.id: "):
             put((), password(secret))
@@ -643,8 +647,9 @@ def test_an_object_without_counterpart_may_bring_ids(stored: tuple[Credential, .
         put(stored, password({"id": "A"}, auth_id="s2"))
 
 
+@pytest.mark.row("management-api 13.4", 98)
 def test_references_of_every_type() -> None:
-    """Management 6.9, confidential data per type; row 98; 6.7: custom members are inherited all or not at all."""
+    """Management 6.9, confidential data per type; 6.7: custom members are inherited all or not at all."""
     before = put(
         (),
         of_type("psk", {"key": KEY}),

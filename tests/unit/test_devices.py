@@ -89,14 +89,16 @@ def test_null_is_the_same_as_left_out() -> None:
 
 
 @pytest.mark.parametrize("value", [None, {}, "x", {"created": "1999-01-01T00:00:00Z"}, 5])
+@pytest.mark.row("management-api 13.3", 56)
 def test_status_and_device_id_are_dropped(value: object) -> None:
-    """Management 3.6 (D6, D41); row 56."""
+    """Management 3.6 (D6, D41)."""
     assert parse_device({"status": value, "device-id": value}) == Device()
 
 
 @pytest.mark.parametrize("name", ["via", "viaGroups", "memberOf"])
+@pytest.mark.row("management-api 13.3", 59)
 def test_one_text_counts_as_an_array(name: str) -> None:
-    """Management 3.6, 5.2; row 59."""
+    """Management 3.6, 5.2."""
     assert device_document(parse_device({name: "gw-1"})) == {"enabled": True, name: ["gw-1"]}
     assert device_document(parse_device({name: ["gw-1"]})) == {"enabled": True, name: ["gw-1"]}
 

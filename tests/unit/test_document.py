@@ -214,8 +214,9 @@ def test_timestamps_are_written_in_utc(text: str, written: str) -> None:
         "2024-W01-1T00:00:00Z",
     ],
 )
+@pytest.mark.row("management-api 13.4", 86)
 def test_what_is_no_timestamp_is_a_bad_request(text: object) -> None:
-    """Management 3.12; row 86."""
+    """Management 3.12."""
     with pytest.raises(BadRequest, match=r"^secrets\[0\]\.not-after: "):
         parse_timestamp(text, "secrets[0].not-after")
 

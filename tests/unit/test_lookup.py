@@ -497,7 +497,8 @@ class TestCredentials:
                 {"type": "psk", "auth-id": "new", "client-certificate": "AAAA"},
                 NotFound,
                 Reason.TYPE_NOT_PROVISIONED,
-                id="3.2-row-4",
+                id="type-not-provisioned",
+                marks=pytest.mark.row("provisioning 3.2", 4),
             ),
         ],
     )
@@ -696,8 +697,8 @@ class TestProvisioning:
         assert off.value.reason is Reason.ISSUER_DOES_NOT_PROVISION
         assert str(off.value) == str(refusal.value)
 
+    @pytest.mark.row("provisioning 3.2", 5)
     def test_no_certificate(self, acme: Acme) -> None:
-        """Provisioning 3.2 row 5."""
         body = {"type": "x509-cert", "auth-id": "CN=p,O=Acme"}
         for context in ({}, {"client-certificate": None}):
             with pytest.raises(NotFound) as refusal:

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from tests.integration.certificates import Authority, Issued
+from tests.rows import Section
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 
 from kamado.devices import Device
@@ -33,6 +34,9 @@ from kamado.store import (
     Work,
 )
 from kamado.tenants import parse_tenant
+
+ROWS = Section("provisioning 3.2")
+SITUATIONS = Section("provisioning 3.8")
 
 T = TypeVar("T")
 
@@ -166,6 +170,7 @@ class TestCreated:
 class TestDecision:
     """Provisioning 3.2."""
 
+    @ROWS.row(1)
     def test_row_1_tenant_exists(self, sample: SampleStore, contact: Contact) -> None:
         assert contact.refused(SUBJECT, issue(SUBJECT), "nope") == (404, Reason.TENANT_UNKNOWN)
         sample.put_tenant("acme", {"alias": "plant", "trusted-ca": [on(A)]})
@@ -175,21 +180,23 @@ class TestDecision:
     @pytest.mark.parametrize(
         "certificate",
         [
-            pytest.param("%%%", id="3.8-row-9"),
-            pytest.param(base64.b64encode(bytes(range(256))).decode(), id="3.8-row-10"),
-            pytest.param(7, id="3.8-row-11"),
+            SITUATIONS.case("9", "%%%"),
+            SITUATIONS.case("10", base64.b64encode(bytes(range(256))).decode()),
+            SITUATIONS.case("11", 7),
             pytest.param("", id="empty"),
             pytest.param({}, id="object"),
             pytest.param(True, id="boolean"),
             pytest.param(issue(SUBJECT).base64[:-40], id="cut"),
         ],
     )
+    @ROWS.row(6)
     def test_row_6_certificate_is_readable(self, contact: Contact, certificate: object) -> None:
         assert contact.refused(SUBJECT, certificate) == (400, Reason.CERTIFICATE_UNREADABLE)
         with pytest.raises(BadRequest, match=r"^client-certificate: (?!client-certificate)"):
             contact(SUBJECT, certificate)
 
     @pytest.mark.parametrize("form", ["url-safe", "unpadded", "pem"])
+    @ROWS.row(6)
     def test_row_6_forms_of_base64(self, contact: Contact, form: str) -> None:
         # A certificate whose Base64 needs padding and has a character that the alphabets write differently.
         certificate = issue(SUBJECT)
@@ -202,17 +209,20 @@ class TestDecision:
         }[form]
         assert contact(SUBJECT, text).status == 201
 
+    @ROWS.row(7)
     def test_row_7_tenant_is_enabled(self, sample: SampleStore, contact: Contact) -> None:
         sample.put_tenant("acme", {"enabled": False, "trusted-ca": [on(A)]})
         assert contact.refused(SUBJECT, issue(SUBJECT)) == (404, Reason.TENANT_DISABLED)
         assert contact.refused(SUBJECT, "%%%") == (400, Reason.CERTIFICATE_UNREADABLE)  # row 6 comes before
 
+    @ROWS.row(8)
     def test_row_8_issuer(self, contact: Contact) -> None:
         assert contact.refused(SUBJECT, issue(SUBJECT, B)) == (404, Reason.ISSUER_DOES_NOT_PROVISION)
         assert contact.refused(SUBJECT, issue(SUBJECT, X)) == (404, Reason.ISSUER_EXPIRED)
         stranger = authority("CN=Stranger,O=Acme")
         assert contact.refused(SUBJECT, issue(SUBJECT, stranger)) == (404, Reason.ISSUER_UNKNOWN)
 
+    @ROWS.row(8)
     def test_row_8_issuer_is_equal_by_its_canonical_form(self, contact: Contact) -> None:
         """Provisioning 7.6."""
         assert contact(SUBJECT, issue(SUBJECT, issuer_name="CN=ca  a,O=ACME")).status == 201
@@ -226,6 +236,7 @@ class TestDecision:
             ({"not_after": NOON}, None),
         ],
     )
+    @ROWS.row(9)
     def test_row_9_period(self, contact: Contact, period: dict[str, Any], reason: Reason | None) -> None:
         certificate = issue(SUBJECT, **period)
         if reason is None:
@@ -233,11 +244,13 @@ class TestDecision:
         else:
             assert contact.refused(SUBJECT, certificate) == (404, reason)
 
+    @ROWS.row(10)
     def test_row_10_signature(self, sample: SampleStore, contact: Contact) -> None:
         liar = issue(SUBJECT, B, issuer_name="CN=CA A,O=Acme")
         assert contact.refused(SUBJECT, liar) == (404, Reason.SIGNATURE_INVALID)
         assert Contact(sample, verify_signature=False)(SUBJECT, liar).status == 201
 
+    @ROWS.row(10)
     def test_row_10_key_roll_over(self, sample: SampleStore, contact: Contact) -> None:
         """Of two entries with one name, the one whose key made the signature counts, with its own members."""
         sample.put_tenant(
@@ -266,6 +279,7 @@ class TestDecision:
             ("cn=P,O=ACME", Reason.SUBJECT_SPELLED_OTHERWISE),
         ],
     )
+    @ROWS.row(11)
     def test_row_11_auth_id(self, contact: Contact, auth_id: str, reason: Reason) -> None:
         """Also rows 7 and 8 of provisioning 3.8."""
         assert contact.refused(auth_id, issue(SUBJECT)) == (400, reason)
@@ -277,10 +291,12 @@ class TestDecision:
             pytest.param(r"CN=Smith\, John,O=Acme", id="subject of an adapter without templates"),
         ],
     )
+    @ROWS.row(11)
     def test_row_11_template(self, sample: SampleStore, contact: Contact, auth_id: str) -> None:
         sample.put_tenant("acme", {"trusted-ca": [on(A, auth_id_template="{{subject-cn}}@{{subject-o}}")]})
         assert contact(auth_id, issue(r"CN=Smith\, John,O=Acme")).status == 201
 
+    @ROWS.row(11)
     def test_row_11_template_as_adapters_fill_it(self, sample: SampleStore, contact: Contact) -> None:
         """Provisioning 3.3: a backslash swallows itself."""
         sample.put_tenant("acme", {"trusted-ca": [on(A, auth_id_template="dn:{{subject-dn}}")]})
@@ -289,6 +305,7 @@ class TestDecision:
         assert contact(r"dn:CN=Smith\, John,O=Acme", certificate).status == 201
         assert contact.refused("dn:CN=Smith,O=Acme", certificate) == (400, Reason.SUBJECT_DIFFERS)
 
+    @ROWS.row(11)
     def test_row_11_template_that_cannot_be_filled(self, sample: SampleStore, contact: Contact) -> None:
         sample.put_tenant("acme", {"trusted-ca": [on(A, auth_id_template="{{subject-ou}}")]})
         assert contact.refused("anything", issue(SUBJECT)) == (400, Reason.TEMPLATE_NOT_FILLED)
@@ -302,6 +319,7 @@ class TestDecision:
             ("dev:{{subject-cn}}.{{subject-cn}}", "CN=a", "dev:a.a"),
         ],
     )
+    @ROWS.row(12)
     def test_row_12_device_id(
         self, sample: SampleStore, contact: Contact, template: str, subject: str, device_id: str
     ) -> None:
@@ -309,6 +327,7 @@ class TestDecision:
         sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template=template)]})
         assert contact(subject, issue(subject)).device_id == device_id
 
+    @ROWS.row(12)
     def test_row_12_values_are_not_filled_again(self, sample: SampleStore, contact: Contact) -> None:
         """Provisioning 3.4: in one pass. The braces then break the rule for device ids."""
         sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-cn}}")]})
@@ -318,12 +337,13 @@ class TestDecision:
     @pytest.mark.parametrize(
         ("template", "reason"),
         [
-            ("{{subject-ou}}", Reason.TEMPLATE_NOT_FILLED),  # 3.8 row 17
+            pytest.param("{{subject-ou}}", Reason.TEMPLATE_NOT_FILLED, marks=SITUATIONS.row(17)),
             ("{{subject-dn}}", Reason.DEVICE_ID_INVALID),
             ("{{subject-cn}}/x", Reason.DEVICE_ID_INVALID),
             ("{{subject-cn}}" + "x" * 256, Reason.DEVICE_ID_INVALID),
         ],
     )
+    @ROWS.row(12)
     def test_row_12_no_device_id(self, sample: SampleStore, contact: Contact, template: str, reason: Reason) -> None:
         sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template=template)]})
         assert contact.refused(SUBJECT, issue(SUBJECT)) == (400, reason)
@@ -332,6 +352,7 @@ class TestDecision:
         ("own", "general", "allowed"),
         [(1, -1, 1), (-1, 1, 1), (1, 5, 1), (2, 1, 2), (0, -1, 0), (0, 1, 0), (-1, 0, 3), (None, 1, 1), (None, -1, 3)],
     )
+    @ROWS.row(13)
     def test_row_13_devices(self, sample: SampleStore, own: int | None, general: int, allowed: int) -> None:
         """Provisioning 3.7, management 5.7: a limit of the tenant's own wins."""
         limits: dict[str, object] = {} if own is None else {"registration-limits": {"max-devices": own}}
@@ -347,6 +368,7 @@ class TestDecision:
     @pytest.mark.parametrize(
         ("own", "general", "refused"), [(0, -1, True), (0, 1, True), (-1, 0, False), (1, 1, False)]
     )
+    @ROWS.row(13)
     def test_row_13_credentials(self, sample: SampleStore, own: int, general: int, refused: bool) -> None:
         sample.put_tenant("acme", {"trusted-ca": [on(A)], "registration-limits": {"max-credentials-per-device": own}})
         contact = Contact(sample, max_credentials_per_device=general)
@@ -355,8 +377,9 @@ class TestDecision:
         else:
             assert contact(SUBJECT, issue(SUBJECT)).status == 201
 
+    @ROWS.row(14)
+    @SITUATIONS.row(18)
     def test_row_14_device_id_is_taken(self, sample: SampleStore, contact: Contact) -> None:
-        """3.8 row 18."""
         sample.put_tenant("acme", {"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-cn}}")]})
         sample.put_device("acme", "p", {"ext": {"mine": True}})
         assert contact.refused(SUBJECT, issue(SUBJECT)) == (409, Reason.DEVICE_ID_TAKEN)
@@ -728,8 +751,9 @@ class TestRaces:
         assert stored is not None
         assert list(stored.device.authorities) == ["auto-provisioning-enabled"]
 
+    @SITUATIONS.row(19)
     def test_many_at_once(self, sample: SampleStore, contact: Contact) -> None:
-        """3.8 row 19: one 201, the others 200, one device."""
+        """One 201, the others 200, one device."""
         certificate = issue(SUBJECT).base64
 
         async def all_at_once() -> list[ProvisionedCredential]:

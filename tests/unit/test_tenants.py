@@ -122,8 +122,9 @@ def test_every_member_comes_back() -> None:
     assert stored_tenant(document) == parse_tenant(document)
 
 
+@pytest.mark.row("management-api 13.2", 32)
 def test_null_is_the_same_as_left_out() -> None:
-    """Management 3.6 (D23); row 32."""
+    """Management 3.6 (D23)."""
     names = tuple(rewritten_names())
     assert parse_tenant(dict.fromkeys(names)) == Tenant()
     limits = dict.fromkeys(("max-connections", "max-ttl", "data-volume", "connection-duration", "ext"))
@@ -162,13 +163,15 @@ def rewritten_names() -> list[str]:
     ]
 
 
+@pytest.mark.row("management-api 13.2", 19)
 def test_the_tenant_id_is_dropped() -> None:
-    """Management 3.6 (D41); row 19."""
+    """Management 3.6 (D41)."""
     assert parse_tenant({"tenant-id": {"any": "value"}}) == Tenant()
 
 
+@pytest.mark.row("management-api 13.2", 35)
 def test_what_is_empty_or_default_is_not_written() -> None:
-    """Management 4.8; row 35."""
+    """Management 4.8."""
     assert rewritten({"minimum-message-size": 0, "ext": {}, "defaults": {}, "trusted-ca": []}) == {"enabled": True}
     assert rewritten({"resource-limits": {"max-ttl": -1, "ext": {}}}) == {"enabled": True, "resource-limits": {}}
     assert rewritten({"tracing": {"sampling-mode-per-auth-id": {}}}) == {"enabled": True, "tracing": {}}
@@ -189,8 +192,9 @@ def test_adapters_have_defaults_and_keep_other_members() -> None:
     ]
 
 
+@pytest.mark.row("management-api 13.2", 37)
 def test_a_missing_period_is_monthly() -> None:
-    """Management 4.3 (D24); row 37."""
+    """Management 4.3 (D24)."""
     limits: JsonObject = {
         "max-ttl": 30,
         "data-volume": {"effective-since": "2024-01-01T01:00:00+01:00", "max-bytes": 5000},
@@ -430,8 +434,9 @@ def test_the_certificate_answers_for_revocation() -> None:
     assert "ocsp-responder-cert" not in entry(CERTIFIED)
 
 
+@pytest.mark.row("management-api 13.2", 45)
 def test_ids_of_anchors() -> None:
-    """Management 4.5; row 45; D40: one name may occur several times."""
+    """Management 4.5; D40: one name may occur several times."""
     given = parse_tenant({"trusted-ca": [CERTIFIED | {"id": "a"}, CERTIFIED | {"id": "b"}]})
     assert [anchor.id for anchor in given.trust_anchors] == ["a", "b"]
     made = parse_tenant({"trusted-ca": [CERTIFIED, CERTIFIED, CERTIFIED | {"id": ""}]})
