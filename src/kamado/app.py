@@ -11,6 +11,7 @@ import errno
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import shlex
@@ -80,6 +81,9 @@ SPARE_FILES = 100
 """Open files that are no connections of a front door: listeners, database, health checks, handshakes."""
 
 
+COUNT_INTERVAL = 30.0
+"""Seconds for which a count of tenants and devices is good enough for a metric."""
+COUNT_TIMEOUT = 1.0
 LAG_INTERVAL = 0.5
 """Seconds between two looks at how late the event loop is."""
 
@@ -327,6 +331,8 @@ class Process:
         self._stop = asyncio.Event()
         self._drain_delay = 0.0
         self._metrics = build_metrics(config)
+        self._store: Store | None = None
+        self._counted = -math.inf
         self._tls: list[ReloadableTls] = []
         self._authenticator: Authenticator | None = None
         self._addresses: dict[str, str] = {}
@@ -339,7 +345,7 @@ class Process:
         permissions = self._load_permissions()
         metrics = self._metrics
         health = Health(
-            metrics=lambda is_ready: metrics.render(is_ready=is_ready),
+            metrics=self._scrape,
             metrics_type=CONTENT_TYPE,
             metrics_paths=frozenset((config.metrics.path, "/metrics")),
         )
@@ -351,6 +357,7 @@ class Process:
             store = await self._open_store()
             stack.push_async_callback(store.close)
             health.ping = store.ping
+            self._store = store
             metrics.watch_writes("registry", lambda: store.waiting_writes)
             core = build_core(config, store, metrics=metrics)
             stack.callback(core.passwords.close)
@@ -442,6 +449,17 @@ class Process:
             raise StartFailed(str(error), EXIT_UNAVAILABLE) from error
         except TimeoutError as error:
             raise StartFailed("the database could not be opened in startup.deadline", EXIT_UNAVAILABLE) from error
+
+    async def _scrape(self, is_ready: bool) -> bytes:
+        """Make the page of metrics; tenants and devices are counted now and then (configuration 4.2)."""
+        now = time.monotonic()
+        if self._store is not None and now - self._counted >= COUNT_INTERVAL:
+            # Who asks meanwhile is shown the old numbers, as is everybody if there are no new ones in time.
+            self._counted = now
+            with contextlib.suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(COUNT_TIMEOUT):
+                    self._metrics.set_inventory(*await self._store.search(lambda searches: searches.count()))
+        return self._metrics.render(is_ready=is_ready)
 
     def _watch_lag(self, due: float | None = None) -> None:
         """Measure now and then how late the event loop is; `due` is when this should have been called."""

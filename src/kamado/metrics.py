@@ -188,6 +188,8 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=registry,
         )
+        self._inventory: tuple[int, int] | None = None
+        registry.register(_Read(self._inventory_families))
         self._expiry = Gauge(
             "kamado_tls_certificate_expiry_timestamp_seconds",
             "End of the certificate in use; of several CAs the first to end.",
@@ -279,6 +281,10 @@ class Metrics:
         """Take note of how late the event loop was."""
         self._lag.observe(seconds)
 
+    def set_inventory(self, tenants: int, devices: int) -> None:
+        """Tell how many tenants and devices there are; before that nothing is shown."""
+        self._inventory = tenants, devices
+
     def set_certificate_expiry(self, listener: str, role: str, timestamp: float) -> None:
         """Tell until when a certificate of a listener is valid.
 
@@ -302,6 +308,12 @@ class Metrics:
     def watch_writes(self, database: str, read: Callable[[], int]) -> None:
         """Show how many writes wait for a database."""
         self._watch_gauge("kamado_db_writes_waiting", "Writes that wait or run.", "database", database, read)
+
+    def _inventory_families(self) -> Iterable[Metric]:
+        if self._inventory is not None:
+            tenants, devices = self._inventory
+            yield GaugeMetricFamily("hono_tenants_total", "Tenants: what Hono's registries call it.", value=tenants)
+            yield GaugeMetricFamily("kamado_devices", "Devices of all tenants.", value=devices)
 
     def _watch_gauge(self, name: str, documentation: str, label: str, value: str, read: Callable[[], int]) -> None:
         def families() -> Iterable[Metric]:

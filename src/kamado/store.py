@@ -394,6 +394,9 @@ class Searches(Protocol):
     async def find_devices(self, tenant_id: str, query: Query) -> Found[FoundDevice]:
         """Find devices of a tenant, also left-overs of one that was deleted."""
 
+    async def count(self) -> tuple[int, int]:
+        """Count all tenants, and the devices of all tenants together."""
+
 
 Work = Callable[[Transaction], Awaitable[T]]
 

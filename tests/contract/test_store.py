@@ -508,6 +508,10 @@ async def test_devices_are_counted_by_tenant(store: Store) -> None:
 
     assert await store.write(count_inside) == [30, 31, 29]
     assert await count_devices(store, "a") == 29
+    assert await store.search(lambda searches: searches.count()) == (3, 30)
+    # What a deleted tenant left behind does not count.
+    await store.write(lambda tx: tx.delete_tenant("a"))
+    assert await store.search(lambda searches: searches.count()) == (2, 1)
 
 
 @with_store

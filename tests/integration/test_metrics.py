@@ -205,6 +205,19 @@ def test_connections_logins_and_rights(acme: Acme) -> None:
     assert count("kamado_authz_denied_total", api="tenant", kind="link") == 1
 
 
+def test_tenants_and_devices(new_registry: NewRegistry) -> None:
+    """4.2: the one metric that Hono 2.7 has."""
+    registry = new_registry()
+    tenant_id = registry.create_tenant()
+    registry.create_tenant()
+    registry.create_device(tenant_id)
+    samples = read(registry)
+    assert (of(samples, "hono_tenants_total"), of(samples, "kamado_devices")) == (2, 1)
+    # The next count is half a minute away.
+    registry.create_tenant()
+    assert of(read(registry), "hono_tenants_total") == 2
+
+
 def test_ends_of_certificates(registry: Registry) -> None:
     samples = read(registry)
     name = "kamado_tls_certificate_expiry_timestamp_seconds"

@@ -45,6 +45,15 @@ def test_page() -> None:
     assert {"process_open_fds", "python_gc_collections_total"} <= set(names)
 
 
+def test_tenants_and_devices_once_they_are_counted() -> None:
+    """4.2: never -1."""
+    metrics = new_metrics()
+    assert "hono_tenants" not in metrics.render(is_ready=True).decode()
+    metrics.set_inventory(3, 7)
+    assert values(metrics, "hono_tenants_total") == {(): 3}
+    assert values(metrics, "kamado_devices") == {(): 7}
+
+
 def test_common_labels_are_on_every_series() -> None:
     """4.1."""
     common = {"host": "h", "component_type": "service", "component_name": "hono-registry"}

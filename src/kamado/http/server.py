@@ -429,7 +429,7 @@ class Health:
         *,
         ping_timeout: float = 1.0,
         ping_interval: float = 1.0,
-        metrics: Callable[[bool], bytes] = lambda _: b"",
+        metrics: Callable[[bool], Awaitable[bytes]] | None = None,
         metrics_type: bytes = b"text/plain",
         metrics_paths: frozenset[str] = frozenset(),
     ) -> None:
@@ -439,7 +439,7 @@ class Health:
         """How to ask the database; set once there is one."""
         self._metrics = metrics
         self._metrics_type = metrics_type
-        self._metrics_paths = metrics_paths
+        self._metrics_paths = frozenset[str]() if metrics is None else metrics_paths
         self._ping_timeout = ping_timeout
         self._ping_interval = ping_interval
         self._turn = asyncio.Lock()
@@ -452,9 +452,9 @@ class Health:
             await respond(send, 404, encode_error("no such check; there are /started, /liveness and /readiness"))
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, encode_error("only GET is supported"), ((b"allow", b"GET, HEAD"),))
-        elif path in self._metrics_paths:
+        elif self._metrics is not None and path in self._metrics_paths:
             is_ready = self.is_started and not self.is_draining and await self._ask_database() is None
-            await respond(send, 200, self._metrics(is_ready), content_type=self._metrics_type)
+            await respond(send, 200, await self._metrics(is_ready), content_type=self._metrics_type)
         else:
             checks: list[JsonObject] = []
             if path in {"/", "/liveness"}:

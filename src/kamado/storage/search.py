@@ -46,6 +46,8 @@ _FEW: Final = 5000
 
 FIND_TENANT = "SELECT 1 FROM tenants WHERE tenant_id = ?1"
 COUNT_TENANTS = "SELECT count(*) FROM tenants"
+COUNT_ALL = """SELECT (SELECT count(*) FROM tenants),
+ (SELECT coalesce(sum(devices), 0) FROM tenant_usage WHERE tenant_id IN (SELECT tenant_id FROM tenants))"""
 COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
 FETCH_TENANTS = "SELECT tenant_id, document FROM tenants WHERE tenant_id = ANY(?1)"
 FETCH_DEVICES = """
@@ -196,6 +198,11 @@ class SqlSearches:
             scanned=page.scanned,
             has_tenant=has_tenant,
         )
+
+    async def count(self) -> tuple[int, int]:
+        row = await self._session.one(COUNT_ALL)
+        assert row is not None
+        return row[0], row[1]
 
 
 def _found_device(tenant_id: str, row: Row) -> FoundDevice:
