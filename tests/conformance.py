@@ -22,7 +22,6 @@ PAGE = ROOT / "docs" / "conformance.md"
 BEGIN = "<!-- From here on written by `make conformance`. -->\n"
 
 _TOKENS = "the Authentication API and tokens are not built yet"
-_ACCOUNTS = "operator accounts are not built yet; nobody has to log in, and only on loopback"
 _EVENTS = "provisioning events are not sent yet"
 _SERVER = "an external Authentication Server is not built yet"
 
@@ -32,7 +31,6 @@ WITHOUT_TEST: dict[str, dict[str, str]] = {
         "with `amqp:not-found`",
     },
     "authentication 6": {"10-14": _TOKENS, "20-21": _SERVER, "25": _TOKENS},
-    "management-api 13.1": {"14-15": _ACCOUNTS},
     "provisioning 3.2": {"15": _EVENTS},
     "provisioning 3.8": {"20": _EVENTS},
 }
@@ -42,10 +40,6 @@ NOTES: dict[str, dict[str, str]] = {
     "authentication 6": {
         "20-21": "what they ask of a slow or failing provider is shown with a fake one in `unit/amqp/test_server.py`",
         "22": "with the end of a login instead of a token's, after 2 s instead of 5",
-    },
-    "management-api 13.4": {
-        "96": "with hidden keys in `unit/test_management.py`: only an API that is open to other hosts has a caller who "
-        "may not see them, and tests listen on loopback"
     },
 }
 """Section -> rows -> what else there is to say."""

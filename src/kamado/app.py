@@ -39,7 +39,6 @@ from kamado.auth import (
     Authenticator,
     Permissions,
     PermissionsError,
-    Principal,
     ensure_first_identity,
     load_permissions,
 )
@@ -53,6 +52,7 @@ from kamado.http.server import Health, HttpServer, HttpServerSettings
 from kamado.lookup import LookupService, LookupSettings
 from kamado.management import Management, ManagementSettings, Resource
 from kamado.metrics import CONTENT_TYPE, Metrics
+from kamado.operators import OperatorLogins, find_anonymous
 from kamado.passwords import PasswordHasher
 from kamado.provisioning import ProvisioningService, ProvisioningSettings
 from kamado.storage import StoreSettings, open_connections, open_store
@@ -63,10 +63,11 @@ __all__ = [
     "EXIT_INTERNAL",
     "EXIT_UNAVAILABLE",
     "Core",
+    "StartFailed",
     "build_core",
     "build_metrics",
+    "check_access",
     "credential_rules",
-    "find_operator",
     "now_utc",
     "run",
 ]
@@ -86,14 +87,6 @@ COUNT_INTERVAL = 30.0
 COUNT_TIMEOUT = 1.0
 LAG_INTERVAL = 0.5
 """Seconds between two looks at how late the event loop is."""
-
-ANONYMOUS_OPERATOR = Principal(name="anonymous")
-"""Who calls the management API where everybody may, on other addresses than loopback: secrets are not revealed."""
-
-
-def find_operator(config: HttpConfig) -> Principal:
-    """Tell who calls the management API, while nobody has to log in (management 3.11, 6.10)."""
-    return LOCAL_OPERATOR if config.is_local else ANONYMOUS_OPERATOR
 
 
 def now_utc() -> datetime:
@@ -320,6 +313,32 @@ def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamad
         return EXIT_INTERNAL
 
 
+def check_access(config: HttpConfig, *, has_operators: bool, command: str = "kamado", options: str = "") -> str:
+    """Say who may use the management API (management 3.11).
+
+    Args:
+        config: Of the management API.
+        has_operators: Whether there is an operator's account.
+        command: How the command `kamado` is called.
+        options: What it is to be given besides; with a blank before it.
+
+    Raises:
+        StartFailed: It would be open to whoever reaches it, and nobody has said that it may.
+    """
+    if has_operators:
+        return "operators log in by name and password"
+    if config.is_local:
+        return "nobody has to log in, since only this machine reaches it and there is no operator account"
+    if config.auth.allow_anonymous:
+        return "nobody has to log in, whoever reaches it may use it (http.auth.allow_anonymous)"
+    raise StartFailed(
+        "the management API would be open to everybody who reaches it, since there is no operator account: add one "
+        f"({command} operator add NAME{options}), bind http.insecure and http.secure to loopback, or say "
+        "http.auth.allow_anonymous=true",
+        EXIT_CONFIGURATION,
+    )
+
+
 class Process:
     """One run of `kamado serve`."""
 
@@ -336,6 +355,8 @@ class Process:
         self._tls: list[ReloadableTls] = []
         self._authenticator: Authenticator | None = None
         self._addresses: dict[str, str] = {}
+        self._access = ""
+        """Who may use the management API, in words."""
 
     async def main(self) -> int:
         """Start, serve until a signal, stop."""
@@ -359,6 +380,11 @@ class Process:
             health.ping = store.ping
             self._store = store
             metrics.watch_writes("registry", lambda: store.waiting_writes)
+            has_operators = await store.lookups.has_operators()
+            options = "".join(f" {shlex.quote(word)}" for word in self._options)
+            self._access = check_access(
+                config.http, has_operators=has_operators, command=self._command, options=options
+            )
             core = build_core(config, store, metrics=metrics)
             stack.callback(core.passwords.close)
             await self._ensure_identity(store, core, permissions)
@@ -374,7 +400,10 @@ class Process:
             metrics.watch_adapters(amqp.api.traffic, amqp.connections)
             stack.push_async_callback(amqp.stop, 0.0)
             await self._listen("amqp", config.amqp, amqp.listen)
-            http = self._build_http(core)
+            # Again threads of their own, for the same reason.
+            operator_logins = _build_hasher(config, metrics, "operators")
+            stack.callback(operator_logins.close)
+            http = self._build_http(core, store, operator_logins)
             stack.push_async_callback(http.stop, 0.0)
             await self._listen("http", config.http, http.listen)
             # What the start has made stays to the end; the garbage collector need not look at it again and again.
@@ -603,7 +632,7 @@ class Process:
         """Say what runs where, who may log in, and what to type next."""
         database = self._database
         login = database.parent / CREDENTIALS_FILE
-        fields = self._addresses | {"database": str(database)}
+        fields = self._addresses | {"database": str(database), "http_access": self._access}
         if self._config.auth.permissions_file is not None:
             fields["permissions_file"] = str(self._config.auth.permissions_file)
         elif login.exists():
@@ -624,6 +653,7 @@ class Process:
         width = max(len(where) for where, _ in rows if where)
         lines += [f"  {where:<{width}}  {what}" for where, what in rows if where]
         lines += [
+            f"Management API: {self._access}.",
             "Next, in a second terminal:",
             *(f"  {line}" for line in await self._suggestions(store)),
             "Ctrl-C stops it.",
@@ -632,10 +662,11 @@ class Process:
 
     async def _suggestions(self, store: Store) -> list[str]:
         url = self._addresses.get("http") or self._addresses["https"]
+        curl = "curl -i -u NAME" if await store.lookups.has_operators() else "curl -i"
         ask = f"{self._command} ask tenant"
         if await store.lookups.find_tenant("DEFAULT_TENANT") is not None:
-            return [f"curl -i {url}/v1/tenants/DEFAULT_TENANT", f"{ask} DEFAULT_TENANT{self._options_to_ask()}"]
-        return [f"curl -i -X POST {url}/v1/tenants/my-tenant", f"{ask} my-tenant{self._options_to_ask()}"]
+            return [f"{curl} {url}/v1/tenants/DEFAULT_TENANT", f"{ask} DEFAULT_TENANT{self._options_to_ask()}"]
+        return [f"{curl} -X POST {url}/v1/tenants/my-tenant", f"{ask} my-tenant{self._options_to_ask()}"]
 
     def _options_to_ask(self) -> str:
         """The options of this run for `ask`, which needs to know the port that was chosen where 0 is configured."""
@@ -687,23 +718,18 @@ class Process:
             extra={"tenants": counts.tenants, "devices": counts.devices, "credentials": counts.credentials},
         )
 
-    def _build_http(self, core: Core) -> HttpServer:
+    def _build_http(self, core: Core, store: Store, passwords: PasswordHasher) -> HttpServer:
         config = self._config.http
-        # Nobody has to log in (management 3.11); the configuration has been checked to allow that.
-        operator = find_operator(config)
-
-        async def access(_: str | None) -> Principal:
-            return operator
-
+        anonymous = find_anonymous(is_local=config.is_local, allow_anonymous=config.auth.allow_anonymous)
         api = http_api.Api(
             core.management,
             http_api.ApiSettings(
                 max_body_size=config.max_body_size,
                 cors_allowed_origins=frozenset(config.cors_allowed_origins),
-                is_local=config.is_local,
+                realm=config.auth.realm,
                 page_offset_in_pages=self._config.search.page_offset_unit == "pages",
             ),
-            access,
+            OperatorLogins(store.lookups, passwords, anonymous),
             observe=self._metrics.observe_http,
         )
         return HttpServer(api, HttpServerSettings(idle_timeout=config.idle_timeout))

@@ -46,7 +46,7 @@ from kamado.terminal import (
 
 if TYPE_CHECKING:
     from kamado.amqp.client import AskError, ClientSettings, Reply
-    from kamado.config import Config, Loaded
+    from kamado.config import Config, HttpConfig, Loaded
     from kamado.explain import Explainer, Explanation
     from kamado.passwords import PasswordHasher
     from kamado.store import Store
@@ -71,11 +71,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 identity_app = typer.Typer(no_args_is_help=True, help="Who may log in over AMQP: add, list, remove, change a password.")
+operator_app = typer.Typer(
+    no_args_is_help=True, help="Who may use the management API: add, list, remove, change a password."
+)
 ask_app = typer.Typer(no_args_is_help=True, help="Ask a running registry over AMQP, exactly as an adapter would.")
 explain_app = typer.Typer(
     no_args_is_help=True, help="Say why a look-up is refused, straight from the database; nothing is changed."
 )
 app.add_typer(identity_app, name="identity")
+app.add_typer(operator_app, name="operator")
 app.add_typer(ask_app, name="ask")
 connection_app = typer.Typer(
     no_args_is_help=True,
@@ -208,12 +212,13 @@ def check_config(
     _check_permissions(loaded.config)
     for warning in loaded.warnings:
         say(f"warning: {warning}")
+    access = _check_access(loaded.config)
     if print_settings:
         for setting, shown, origin in loaded.effective():
             # What is unset has no TOML form.
             typer.echo(f"{setting.key} = {shown}  # {origin}" if shown else f"# {setting.key} is not set")
     else:
-        typer.echo("The configuration is fine.")
+        typer.echo(f"The configuration is fine.\nManagement API: {access}.")
 
 
 def _check_permissions(config: "Config") -> None:
@@ -227,6 +232,24 @@ def _check_permissions(config: "Config") -> None:
         fail(f"auth.permissions_file: {error}", WRONG_CONFIGURATION)
     for warning in permissions.warnings:
         say(f"warning: auth.permissions_file: {warning}")
+
+
+def _check_access(config: "Config") -> str:
+    """Say who may use the management API; exit if `serve` would not start for that."""
+    from kamado.app import StartFailed, check_access
+
+    database = Path(config.storage.url.removeprefix("sqlite:///"))
+    try:
+        # What is not there yet has no account; nothing is made here.
+        has_operators = database.exists() and asyncio.run(
+            _with_store(config, lambda store: store.lookups.has_operators(), may_create=False)
+        )
+    except Unavailable as error:
+        return f"whether operators have to log in cannot be told: {error}"
+    try:
+        return check_access(config.http, has_operators=has_operators)
+    except StartFailed as error:
+        fail(str(error), error.status)
 
 
 @app.command()
@@ -446,6 +469,126 @@ def identity_passwd(
     say(f"{name} has a new password.")
     if made:
         typer.echo(f"username={name}\npassword={password}")
+
+
+# operator
+
+
+@operator_app.command("add")
+def operator_add(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="User name of HTTP Basic.")],
+    reveal_secrets: Annotated[
+        bool, typer.Option("--reveal-secrets", help="Show this operator the pre-shared keys of devices.")
+    ] = False,
+    password_file: PasswordFileOption = None,
+    prompt: PromptOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Add an account for the management API. A password that is not given is made and printed once."""
+    settings = _load(config, assignments).config
+    password, made = _choose_password(password_file, prompt=prompt)
+    from kamado import auth, operators
+
+    async def add(store: "Store", passwords: "PasswordHasher") -> bool:
+        is_first = not await store.lookups.has_operators()
+        await operators.add_operator(
+            store,
+            passwords,
+            principal=auth.LOCAL_OPERATOR,
+            name=name,
+            password=password,
+            may_reveal_secrets=reveal_secrets,
+            now=datetime.now(UTC),
+        )
+        return is_first
+
+    is_first = asyncio.run(_with_passwords(settings, add, may_create=True))
+    say(f"{name} may use the management API now." + (" From now on everybody has to log in." if is_first else ""))
+    if made:
+        typer.echo(f"username={name}\npassword={password}")
+
+
+@operator_app.command("list")
+def operator_list(*, as_json: JsonOption = False, config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """List who may use the management API."""
+    settings = _load(config, assignments).config
+    found = asyncio.run(
+        _with_store(
+            settings, lambda store: store.read(lambda transaction: transaction.list_operators()), may_create=False
+        )
+    )
+    from kamado.document import format_timestamp
+
+    if as_json:
+        entries = [
+            {
+                "name": operator.name,
+                "reveal-secrets": operator.may_reveal_secrets,
+                "created": format_timestamp(operator.created),
+            }
+            for operator in found
+        ]
+        typer.echo(json.dumps(entries, ensure_ascii=False, indent=2))
+        return
+    rows = [
+        (operator.name, "yes" if operator.may_reveal_secrets else "no", format_timestamp(operator.created))
+        for operator in found
+    ]
+    print_table(("name", "reveals secrets", "created"), rows)
+
+
+@operator_app.command("remove")
+def operator_remove(*, name: NameArgument, config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Remove an account; its next request is refused."""
+    settings = _load(config, assignments).config
+    from kamado import auth, operators
+
+    def remove(store: "Store") -> Awaitable[bool]:
+        return operators.remove_operator(store, principal=auth.LOCAL_OPERATOR, name=name)
+
+    is_any_left = asyncio.run(_with_store(settings, remove, may_create=False))
+    say(f"{name} may not use the management API any more.")
+    if not is_any_left:
+        say(f"No account is left: {_consequence(settings.http)}.")
+
+
+def _consequence(config: "HttpConfig") -> str:
+    """Say who may use the management API, now that there is no account."""
+    if config.is_local:
+        return "nobody has to log in, since only this machine reaches the management API"
+    if config.auth.allow_anonymous:
+        return "whoever reaches the management API may use it (http.auth.allow_anonymous)"
+    return "nobody may use the management API until there is one, and kamado serve does not start"
+
+
+@operator_app.command("passwd")
+def operator_passwd(
+    *,
+    name: NameArgument,
+    password_file: PasswordFileOption = None,
+    prompt: PromptOption = False,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Change a password. A password that is not given is made and printed once."""
+    settings = _load(config, assignments).config
+    password, made = _choose_password(password_file, prompt=prompt)
+    from kamado import auth, operators
+
+    def change(store: "Store", passwords: "PasswordHasher") -> Awaitable[None]:
+        return operators.change_operator_password(
+            store, passwords, principal=auth.LOCAL_OPERATOR, name=name, password=password
+        )
+
+    asyncio.run(_with_passwords(settings, change, may_create=False))
+    say(f"{name} has a new password.")
+    if made:
+        typer.echo(f"username={name}\npassword={password}")
+
+
+# Passwords that are given, or made
 
 
 def _choose_password(password_file: Path | None, *, prompt: bool) -> tuple[str, bool]:

@@ -195,6 +195,13 @@ def _text_kind(expected: str = "text") -> Kind[str]:
     return Kind(expected=expected, parse=lambda value, _: _text(value))
 
 
+def _realm_kind() -> Kind[str]:
+    return Kind(
+        expected="printable ASCII characters, neither quotes nor backslashes",
+        parse=lambda value, _: _ranged(_text(value), lambda text: text.isascii() and not set(text) & set('"\\')),
+    )
+
+
 def _choice_kind(*choices: str) -> Kind[str]:
     return Kind(
         expected=" or ".join(f'"{choice}"' for choice in choices),
@@ -403,7 +410,12 @@ class HttpAuthConfig:
     """Who may use the management API."""
 
     allow_anonymous: bool = _setting(
-        False, _boolean_kind(), "Let everybody in who can reach the API, on other addresses than loopback too."
+        False,
+        _boolean_kind(),
+        "While there is no operator account, let everybody in who can reach the API, on any address.",
+    )
+    realm: str = _setting(
+        "Hono", _realm_kind(), "What a client is told it logs in to (`WWW-Authenticate: Basic realm`)."
     )
 
 
@@ -986,16 +998,12 @@ def _check(config: Config, origins: Mapping[str, str], problems: list[Problem], 
 
     for name in ("http", "amqp"):
         _check_listeners(getattr(config, name), name, problem, warnings)
-    if not config.http.auth.allow_anonymous:
-        for kind, listener in (("insecure", config.http.insecure), ("secure", config.http.secure)):
-            if getattr(config.http, f"{kind}_enabled") and not is_loopback(listener.bind):
-                problem(
-                    f"http.{kind}.bind",
-                    "the management API would be open to everybody who reaches this address, since there is no login "
-                    "yet; bind it to loopback, or say http.auth.allow_anonymous=true",
-                )
-    elif not config.http.is_local:
-        warnings.append("http.auth.allow_anonymous: everybody who reaches the management API may use it")
+    # Without that setting, it depends on the database whether the start is refused; see `app.check_access`.
+    if config.http.auth.allow_anonymous and not config.http.is_local:
+        warnings.append(
+            "http.auth.allow_anonymous: while there is no operator account, everybody who reaches the management API "
+            "may use it"
+        )
     _check_ports(config, problem)
     if config.credentials.bcrypt_cost > config.credentials.bcrypt_max_cost:
         problem("credentials.bcrypt_cost", "is higher than credentials.bcrypt_max_cost")

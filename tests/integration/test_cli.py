@@ -535,6 +535,10 @@ COMMANDS_WITH_A_DATABASE = {
     "identity list": ["identity", "list"],
     "identity remove": ["identity", "remove", "a"],
     "identity passwd": ["identity", "passwd", "a"],
+    "operator add": ["operator", "add", "a"],
+    "operator list": ["operator", "list"],
+    "operator remove": ["operator", "remove", "a"],
+    "operator passwd": ["operator", "passwd", "a"],
     "explain tenant": ["explain", "tenant", "t"],
     "explain assert": ["explain", "assert", "t", "d"],
     "explain credentials": ["explain", "credentials", "t", "psk", "a"],
@@ -576,7 +580,7 @@ def test_every_command_tells_in_a_line_that_the_database_cannot_be_used(
         assert result.stdout == ""
 
 
-@pytest.mark.parametrize("name", ["load", "identity add", "explain tenant"])
+@pytest.mark.parametrize("name", ["load", "identity add", "operator add", "explain tenant"])
 def test_locked_database_is_told_in_a_line(name: str, spare_database: Path, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('[{"tenant-id": "t"}]')
     database = tmp_path / "a.db"
@@ -616,7 +620,11 @@ def test_load_into_a_full_disk(spare_database: Path, tmp_path: Path) -> None:
 def test_check_config(tmp_path: Path) -> None:
     file = tmp_path / "kamado.toml"
     file.write_text("[amqp]\nlink_credit = 7\n")
-    assert kamado("check-config", "--config", str(file)).stdout == "The configuration is fine.\n"
+    setting = f"storage.url=sqlite:///{tmp_path}/a.db"
+    lines = kamado("check-config", "--config", str(file), "--set", setting).stdout.splitlines()
+    assert lines[0] == "The configuration is fine."
+    assert lines[1].startswith("Management API: nobody has to log in")
+    assert list(tmp_path.iterdir()) == [file], "nothing is made"
     shown = kamado("check-config", "--print", "--config", str(file), environment={"KAMADO_HEALTH__PORT": "1"}).stdout
     assert f"amqp.link_credit = 7  # {file}\n" in shown
     assert "health.port = 1  # KAMADO_HEALTH__PORT\n" in shown
@@ -638,7 +646,7 @@ def test_check_config_reads_the_permissions_file(tmp_path: Path) -> None:
     file = tmp_path / "permissions.json"
     file.write_text('{"roles": {}, "users": {"u": {"mechanism": "PLAIN", "password": "c4nary", "authorities": ["x"]}}}')
     setting = f"auth.permissions_file={file}"
-    result = kamado("check-config", "--set", setting)
+    result = kamado("check-config", "--set", setting, "--set", f"storage.url=sqlite:///{tmp_path}/a.db")
     assert "there is no role x" in result.stderr
     file.write_text('{"users": {"u": {"mechanism": "PLAIN"}}}')
     result = kamado("check-config", "--set", setting, expect_status=CONFIGURATION)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kamado.app import Process, StartFailed, find_operator
+from kamado.app import EXIT_CONFIGURATION, Process, StartFailed, check_access
 from kamado.config import Config, load
 
 
@@ -16,13 +16,21 @@ def configured(tmp_path: Path, *assignments: str) -> Config:
     return load(config_file=file, assignments=assignments, environment={}).config
 
 
-def test_only_callers_on_this_machine_are_shown_secrets(tmp_path: Path) -> None:
-    """Management 6.10, PSK `key`: the local caller of 3.11 may reveal secrets, nobody else yet."""
-    assert find_operator(configured(tmp_path).http).may_reveal_secrets
-    elsewhere = ("http.insecure.bind=192.0.2.1", "http.insecure.enabled=true", "http.auth.allow_anonymous=true")
-    assert not find_operator(configured(tmp_path, *elsewhere).http).may_reveal_secrets
-    # Permission to open the API is not the same as opening it.
-    assert find_operator(configured(tmp_path, "http.auth.allow_anonymous=true").http).may_reveal_secrets
+ELSEWHERE = ("http.insecure.bind=192.0.2.1", "http.insecure.enabled=true")
+
+
+def test_who_may_use_the_management_api(tmp_path: Path) -> None:
+    """Management 3.11; choice "Who may use HTTP"."""
+    local = configured(tmp_path).http
+    elsewhere = configured(tmp_path, *ELSEWHERE).http
+    open_to_all = configured(tmp_path, *ELSEWHERE, "http.auth.allow_anonymous=true").http
+    for http in (local, elsewhere, open_to_all):
+        assert check_access(http, has_operators=True) == "operators log in by name and password"
+    assert "only this machine" in check_access(local, has_operators=False)
+    assert "whoever reaches it" in check_access(open_to_all, has_operators=False)
+    with pytest.raises(StartFailed, match=r"\(kamado operator add NAME --config x\)") as refused:
+        check_access(elsewhere, has_operators=False, options=" --config x")
+    assert refused.value.status == EXIT_CONFIGURATION
 
 
 def test_container_id_names_the_listener(tmp_path: Path) -> None:

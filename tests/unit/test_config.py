@@ -1,5 +1,6 @@
 """Settings: configuration 1.1 to 1.3 and the choices that the documents mark as settled."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -260,13 +261,23 @@ def test_plain_listener_elsewhere_needs_to_be_asked_for_by_name(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0", "192.0.2.1", "::", "registry.example.com"])
-def test_open_management_api_elsewhere_is_refused(tmp_path: Path, bind: str) -> None:
-    """Management 3.11."""
+def test_open_management_api_elsewhere_is_warned_of(tmp_path: Path, bind: str) -> None:
+    """Management 3.11; without `allow_anonymous` it is for the start to refuse, since accounts are in the database."""
     toml = f"[http.insecure]\nbind = '{bind}'\nenabled = true\n"
-    (problem,) = problems_of(tmp_path, toml)
-    assert "http.auth.allow_anonymous=true" in problem
+    assert not loaded(tmp_path, toml).config.http.is_local
+    assert not any("everybody" in warning for warning in loaded(tmp_path, toml).warnings)
     result = loaded(tmp_path, toml, "http.auth.allow_anonymous=true")
     assert any("everybody" in warning for warning in result.warnings)
+    assert not any(
+        "everybody" in warning for warning in loaded(tmp_path, "", "http.auth.allow_anonymous=true").warnings
+    )
+
+
+@pytest.mark.parametrize("realm", ['a"b', "a\\b", "Körner", "", "a\nb"])
+def test_realm_fits_into_its_header(tmp_path: Path, realm: str) -> None:
+    assert config_of(tmp_path).http.auth.realm == "Hono"
+    (problem,) = problems_of(tmp_path, f"http.auth.realm = {json.dumps(realm)}\n")
+    assert "printable ASCII" in problem
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

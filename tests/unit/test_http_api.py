@@ -4,6 +4,7 @@ The ASGI application is called directly where it is the matter; the server liste
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -17,17 +18,22 @@ import pytest
 from kamado.auth import LOCAL_OPERATOR, Principal
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
-from kamado.errors import BadRequest, Unauthorized, Unavailable
+from kamado.errors import Unauthorized, Unavailable
 from kamado.http.api import Api, ApiSettings, respond
 from kamado.http.server import Address, Health, HttpServer, HttpServerSettings
 from kamado.management import Management, ManagementSettings, Versioned
+from kamado.operators import ANONYMOUS_OPERATOR, Login
 from kamado.passwords import PasswordHasher
 from kamado.storage import open_store
 
 Headers = Sequence[tuple[str, str]]
 
 
-async def anybody(_: str | None) -> Principal:
+async def anybody(_: Login | None, __: str) -> Principal:
+    return ANONYMOUS_OPERATOR
+
+
+async def this_machine(_: Login | None, __: str) -> Principal:
     return LOCAL_OPERATOR
 
 
@@ -69,7 +75,8 @@ async def call(api: Any, method: str, path: str, body: bytes = b"", headers: Hea
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers],
+        "client": ("192.0.2.7", 50000),
     }
     await api(scope, receive, answer.send)
     return answer
@@ -152,18 +159,28 @@ def test_a_request_does_not_wait_for_ever() -> None:
 )
 def test_no_other_name_for_this_machine_while_nobody_logs_in(host: str, status: int) -> None:
     """Decision 0005: a name that has been made to resolve to this machine gives no page access to the API."""
-    for is_local, expected in ((True, status), (False, 200)):
-        api, _ = make_api(found, is_local=is_local)
+
+    async def log_in(_: Login | None, __: str) -> Principal:
+        return Principal(name="ada")
+
+    for access, expected in ((this_machine, status), (anybody, 200), (log_in, 200)):
+        api, _ = make_api(found, access)
         assert asyncio.run(call(api, "GET", "/v1/tenants/T1", headers=[("Host", host)])).status == expected
 
 
-async def basic(authorization: str | None) -> Principal:
-    """A login as operator accounts will have it."""
-    if authorization is None:
+async def basic(login: Login | None, source: str) -> Principal:
+    """Lets nobody in but one."""
+    assert source == "192.0.2.7"
+    if login != Login(name="me", password="pässword:1"):
         raise Unauthorized("a login is required")
-    if not authorization.startswith("Basic "):
-        raise BadRequest("Authorization: must be Basic")
-    return Principal(name=authorization[6:])
+    return Principal(name=login.name)
+
+
+def basic_header(text: str | bytes) -> tuple[str, str]:
+    return "Authorization", "Basic " + base64.b64encode(text if isinstance(text, bytes) else text.encode()).decode()
+
+
+ME = basic_header("me:pässword:1")
 
 
 @pytest.mark.parametrize(
@@ -174,9 +191,23 @@ async def basic(authorization: str | None) -> Principal:
         ("GET", "/v1/nothing", [], 401),
         ("PATCH", "/v1/tenants/T1", [], 401),
         ("PUT", "/v1/tenants/T1", [("Content-Length", "100000")], 401),
-        ("GET", "/v1/tenants/T1", [("Authorization", "nonsense")], 400),
-        ("GET", "/v1/tenants/T1", [("Authorization", "Basic me")], 200),
-        ("GET", "/v1/nothing", [("Authorization", "Basic me")], 404),
+        ("GET", "/v1/tenants/T1", [ME], 200),
+        ("GET", "/v1/tenants/T1", [("Authorization", ME[1].replace("Basic ", "bASIC  "))], 200),
+        ("GET", "/v1/nothing", [ME], 404),
+        # Another scheme is no login.
+        ("GET", "/v1/tenants/T1", [("Authorization", "Bearer abc.def")], 401),
+        ("GET", "/v1/tenants/T1", [basic_header("me:other")], 401),
+        ("GET", "/v1/tenants/T1", [basic_header(":")], 401),
+        # Broken headers, also on paths that do not exist.
+        ("GET", "/v1/nothing", [("Authorization", "nonsense")], 400),
+        ("GET", "/v1/tenants/T1", [("Authorization", "")], 400),
+        ("GET", "/v1/tenants/T1", [("Authorization", "Basic")], 400),
+        ("GET", "/v1/tenants/T1", [("Authorization", "Basic !!!")], 400),
+        ("GET", "/v1/tenants/T1", [("Authorization", "Basic bWU6cA")], 400),
+        ("GET", "/v1/tenants/T1", [basic_header("me")], 400),
+        ("GET", "/v1/tenants/T1", [basic_header("me:pässword:1".encode("latin-1"))], 400),
+        ("GET", "/v1/tenants/T1", [ME, ME], 400),
+        ("GET", "/v1/tenants/T1", [("Authorization", "Basic\u00a0" + ME[1][6:])], 400),
         ("OPTIONS", "/v1/tenants/T1", [("Origin", "http://a"), ("Access-Control-Request-Method", "PUT")], 204),
         ("OPTIONS", "/v1/tenants/T1", [("Origin", "http://a")], 401),
     ],
@@ -189,6 +220,30 @@ def test_login(method: str, path: str, headers: Headers, status: int) -> None:
     assert [one.name for one in management.principals] == (["me"] if status == 200 else [])
 
 
+@pytest.mark.parametrize("header", [("Authorization", "nonsense"), basic_header("who:ever"), ("Authorization", "")])
+def test_a_login_that_nobody_asked_for_does_no_harm(header: tuple[str, str]) -> None:
+    """Management 3.11: while nobody has to log in, clients that send a login all the same are served."""
+    api, management = make_api(found)
+    assert asyncio.run(call(api, "GET", "/v1/tenants/T1", headers=[header])).status == 200
+    assert management.principals == [ANONYMOUS_OPERATOR]
+
+
+def test_pages_of_other_origins_are_refused_before_their_login_is_looked_at() -> None:
+    """Management 3.10: the rules for origins stay while a login is required."""
+
+    async def access(_: Login | None, __: str) -> Principal:
+        raise AssertionError
+
+    api, _ = make_api(found, access)
+    assert asyncio.run(call(api, "GET", "/v1/tenants/T1", headers=[("Origin", "http://a"), ME])).status == 403
+
+
+def test_realm() -> None:
+    api, _ = make_api(found, basic, realm="Kamado of plant 7")
+    answer = asyncio.run(call(api, "GET", "/v1/tenants/T1"))
+    assert answer.headers["www-authenticate"] == 'Basic realm="Kamado of plant 7"'
+
+
 def test_one_debug_line_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "kamado.http")
     asyncio.run(call(make_api(found)[0], "GET", "/v1/tenants/T1"))
@@ -196,7 +251,7 @@ def test_one_debug_line_for_each_request(caplog: pytest.LogCaptureFixture) -> No
     fields = record.__dict__
     assert record.levelno == logging.DEBUG
     assert (fields["principal"], fields["method"], fields["path"], fields["status"]) == (
-        "local-operator",
+        "anonymous",
         "GET",
         "/v1/tenants/T1",
         200,

@@ -14,7 +14,7 @@ ROWS = [
     {"tenants", "devices", "credentials", "search"},
     {"store", "passwords"},
     {"auth"},
-    {"provisioning"},
+    {"provisioning", "operators"},
     {"lookup", "connections", "management", "load"},
     {"http", "amqp", "storage"},
     {"config", "log", "metrics", "terminal"},

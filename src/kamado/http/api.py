@@ -6,6 +6,7 @@ credentials, and nothing of sockets.
 """
 
 import asyncio
+import base64
 import logging
 import re
 import time
@@ -15,10 +16,11 @@ from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
 
-from kamado.auth import Principal
+from kamado.auth import LOCAL_OPERATOR, Principal
 from kamado.document import JsonObject, decode, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, RegistryError, TooLarge, Unauthorized, Unavailable
 from kamado.management import Expected, Management
+from kamado.operators import Login
 from kamado.search import Query, parse_query
 
 __all__ = ["CONTENT_TYPE", "Access", "Api", "ApiSettings", "Headers", "Receive", "Send", "encode_error", "respond"]
@@ -29,8 +31,8 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-Access = Callable[[str | None], Awaitable[Principal]]
-"""Who calls, from the `Authorization` header; raises `Unauthorized`, or `BadRequest` for one that cannot be read."""
+Access = Callable[[Login | None, str], Awaitable[Principal]]
+"""Who calls, from what it presents and its address; raises `Unauthorized`."""
 
 Observe = Callable[[str, str, int, float], None]
 """Takes each request: the template of its path, its method, the status of its answer, seconds."""
@@ -41,6 +43,7 @@ _MAX_DISCARDED: Final = 8 * 1024 * 1024
 _MAX_PARAMETERS: Final = 100
 _MEDIA_TYPE: Final = b"application/json"
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_AUTHORIZATION: Final = re.compile(r"(?P<scheme>[!#$%&'*+.^_`|~0-9A-Za-z-]+) +(?P<rest>[\x21-\x7e][\x20-\x7e]*)")
 _UNESCAPED_IN_LOCATION: Final = "!$&'()*+,;=:@"
 """What RFC 3986 allows in a path segment beside the characters that `quote` never escapes."""
 
@@ -53,8 +56,6 @@ class ApiSettings:
     """Bytes; a longer body is answered with 413 (management 3.5)."""
     cors_allowed_origins: frozenset[str] = frozenset()
     """Web origins, or `*`; pages of other origins are refused (management 3.10)."""
-    is_local: bool = False
-    """Nobody has to log in, because only this machine can call: then the `Host` must be this machine, too."""
     realm: str = "Hono"
     page_offset_in_pages: bool = False
     """`pageOffset` of a search counts pages, as in Hono 2.7 with MongoDB, not items (management 7.1)."""
@@ -85,6 +86,8 @@ class Request:
     query: str
     """Raw, what follows the `?`."""
     receive: Receive
+    source: str
+    """The peer's address."""
     content_type: bytes | None = None
     content_length: bytes | None = None
     is_chunked: bool = False
@@ -192,15 +195,11 @@ class Api:
 
     async def _answer(self, request: Request, scheme: str) -> Answer:
         """Answer a request, or raise what is wrong with it, in the order of management 3.15."""
-        if self._settings.is_local and request.host is not None and not _is_local_host(request.host):
-            # A page whose name has been made to resolve to this machine has the right origin (DNS rebinding, decision
-            # 0005), but cannot hide its name.
-            raise Forbidden("Host: only localhost and IP addresses are served while nobody has to log in")
         if request.origin is not None:
             self._check_origin(request, request.origin, scheme)
         is_preflight = request.method == "OPTIONS" and request.origin is not None and request.asked_method is not None
         if not is_preflight:
-            request.principal = await self._access(request.authorization)
+            request.principal = await self._find_caller(request)
         handlers, ids = self._route(request)
         if is_preflight:
             return Answer(204, headers=_preflight_headers(handlers))
@@ -209,6 +208,25 @@ class Api:
             raise MethodNotAllowed(f"{request.method} is not supported on this path", _methods(handlers))
         assert request.principal is not None
         return await handler(request, request.principal, ids)
+
+    # Callers (management 3.11)
+
+    async def _find_caller(self, request: Request) -> Principal:
+        login, problem = None, None
+        try:
+            login = _parse_basic(request.authorization) if request.authorization is not None else None
+        except BadRequest as error:
+            # While nobody has to log in, nobody reads the header either.
+            problem = error
+        try:
+            principal = await self._access(login, request.source)
+        except Unauthorized as error:
+            raise problem or error from None
+        if principal is LOCAL_OPERATOR and request.host is not None and not _is_local_host(request.host):
+            # A page whose name has been made to resolve to this machine has the right origin (DNS rebinding, decision
+            # 0005), but cannot hide its name.
+            raise Forbidden("Host: only localhost and IP addresses are served while nobody has to log in")
+        return principal
 
     # Paths (management 3.1)
 
@@ -420,6 +438,30 @@ class Api:
             await send({"type": "http.response.body", "body": b""})
 
 
+def _parse_basic(authorization: str) -> Login | None:
+    """Read an `Authorization` header (RFC 7617).
+
+    Returns:
+        `None` for another scheme than Basic, which proves nothing here.
+
+    Raises:
+        BadRequest: It is none of the forms of RFC 9110, 11.4, or holds no name and password in UTF-8.
+    """
+    match = _AUTHORIZATION.fullmatch(authorization)
+    if match is None:
+        raise BadRequest("Authorization: must be a scheme, a blank, and what the scheme asks for")
+    if match["scheme"].lower() != "basic":
+        return None
+    try:
+        text = base64.b64decode(match["rest"], validate=True).decode()
+    except ValueError:
+        raise BadRequest("Authorization: Basic must be followed by Base64 of UTF-8") from None
+    name, colon, password = text.partition(":")
+    if not colon:
+        raise BadRequest("Authorization: Basic needs name and password with a colon between them")
+    return Login(name=name, password=password)
+
+
 def _is_local_host(host: str) -> bool:
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
     name = name.lower().rstrip(".")
@@ -433,11 +475,13 @@ def _is_local_host(host: str) -> bool:
 
 
 def _take_apart(scope: Any, receive: Receive) -> Request:
+    client = scope.get("client")
     request = Request(
         method=scope["method"],
         path=scope["raw_path"].decode("latin-1"),
         query=scope["query_string"].decode("latin-1"),
         receive=receive,
+        source=client[0] if client else "",
     )
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -454,7 +498,9 @@ def _take_apart(scope: Any, receive: Receive) -> Request:
         elif name == b"host":
             request.host = value.decode("latin-1")
         elif name == b"authorization":
-            request.authorization = value.decode("latin-1")
+            # Two logins are none that could be read.
+            text = value.decode("latin-1")
+            request.authorization = text if request.authorization is None else f"{request.authorization},{text}"
         elif name == b"access-control-request-method":
             request.asked_method = value
         elif name == b"expect":
