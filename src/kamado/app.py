@@ -728,6 +728,7 @@ class Process:
                 cors_allowed_origins=frozenset(config.cors_allowed_origins),
                 realm=config.auth.realm,
                 page_offset_in_pages=self._config.search.page_offset_unit == "pages",
+                identifiers=core.credential_rules.identifiers,
             ),
             OperatorLogins(store.lookups, passwords, anonymous),
             observe=self._metrics.observe_http,

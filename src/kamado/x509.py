@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from kamado.errors import BadRequest, NotFound, Reason
 
 __all__ = [
+    "KEY_ALGORITHMS",
     "Certificate",
     "DistinguishedName",
     "IdTemplate",
@@ -682,6 +683,8 @@ _SIGNING_ALGORITHMS: Final = {
     "ED25519": "EdDSA",
     "ED448": "EdDSA",
 }
+KEY_ALGORITHMS: Final = tuple(_SIGNING_ALGORITHMS)
+"""What may be said of a key, in any case."""
 
 
 def check_public_key(der: bytes, algorithm: str, member: str) -> None:

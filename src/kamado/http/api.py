@@ -1,8 +1,8 @@
 """The routes of the management API: HTTP requests <-> calls of `Management`.
 
-One ASGI application without a framework: six path patterns, split at `/` before they are percent-decoded (management
-3.1). Everything that goes wrong leaves by one handler, in one JSON form (3.8). Knows no rule about tenants, devices or
-credentials, and nothing of sockets.
+One ASGI application without a framework: a handful of path patterns, split at `/` before they are percent-decoded
+(management 3.1). Everything that goes wrong leaves by one handler, in one JSON form (3.8). Knows no rule about tenants,
+devices or credentials, and nothing of sockets.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
 
 from kamado.auth import LOCAL_OPERATOR, Principal
-from kamado.document import JsonObject, decode, encode
+from kamado.document import Identifiers, JsonObject, decode, encode
 from kamado.errors import BadRequest, Forbidden, NotFound, RegistryError, TooLarge, Unauthorized, Unavailable
+from kamado.http.docs import Document, make_documents
 from kamado.management import Expected, Management
 from kamado.operators import Login
 from kamado.search import Query, parse_query
@@ -59,6 +60,8 @@ class ApiSettings:
     realm: str = "Hono"
     page_offset_in_pages: bool = False
     """`pageOffset` of a search counts pages, as in Hono 2.7 with MongoDB, not items (management 7.1)."""
+    identifiers: Identifiers = field(default_factory=Identifiers)
+    """What the description of the API says about ids."""
     timeout: float = 30.0
     """Seconds for everything that a request may have to wait for, once it has arrived."""
 
@@ -92,6 +95,7 @@ class Request:
     content_length: bytes | None = None
     is_chunked: bool = False
     if_match: str | None = None
+    if_none_match: str | None = None
     origin: str | None = None
     host: str | None = None
     authorization: str | None = None
@@ -119,6 +123,7 @@ class Answer:
     status: int
     body: bytes = b""
     headers: Headers = ()
+    content_type: bytes = CONTENT_TYPE
 
 
 Handler = Callable[[Request, Principal, tuple[str, ...]], Awaitable[Answer]]
@@ -160,6 +165,21 @@ class Api:
             "DELETE": self._delete_device,
         }
         self._credentials: dict[str, Handler] = {"GET": self._get_credentials, "PUT": self._set_credentials}
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/tenants": self._tenants,
+            "/v1/tenants/{tenant}": self._tenant,
+            "/v1/devices/{tenant}": self._devices,
+            "/v1/devices/{tenant}/{device}": self._device,
+            "/v1/credentials/{tenant}/{device}": self._credentials,
+        }
+        documents = make_documents(settings.identifiers, settings.max_body_size, settings.realm)
+        self._routes |= {path: {"GET": _document_handler(document)} for path, document in documents.items()}
+        self._by_shape = {_shape(path.split("/")): path for path in self._routes}
+
+    @property
+    def routes(self) -> dict[str, list[str]]:
+        """The methods of each path; ids in braces."""
+        return {path: _methods(handlers) for path, handlers in self._routes.items()}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -238,26 +258,18 @@ class Api:
             BadRequest: An id is not percent-encoded UTF-8.
         """
         segments = request.path.split("/")
-        has_slash = len(segments) > 3 and not segments[-1]
+        has_slash = len(segments) > 2 and not segments[-1]
         if has_slash:
             del segments[-1]
-        if len(segments) < 3 or segments[0] or "" in segments[1:] or unquote(segments[1]) != "v1":
-            raise NotFound("there is no such path")
-        name, raw_ids = unquote(segments[2]), segments[3:]
-        handlers: dict[str, Handler] | None = None
-        if name == "tenants":
-            handlers = (self._tenants, self._tenant)[len(raw_ids)] if len(raw_ids) < 2 else None
-        elif name == "devices":
-            handlers = {1: self._devices, 2: self._device}.get(len(raw_ids))
-        elif name == "credentials" and len(raw_ids) == 2:
-            handlers = self._credentials
-        if handlers is None:
-            raise NotFound("there is no such path")
-        request.route = "/".join(("/v1", name, "{tenant}", "{device}")[: 2 + len(raw_ids)])
+        is_whole = len(segments) > 1 and not segments[0] and "" not in segments[1:]
+        route = self._by_shape.get(_shape(segments)) if is_whole else None
+        if route is None:
+            raise NotFound("there is no such path; /docs describes those there are")
+        request.route, handlers = route, self._routes[route]
         if handlers is self._devices and has_slash and request.method in {"POST", "DELETE"}:
             # The id was forgotten, most likely: a variable of a script that is empty (D30).
             raise NotFound("the device-id is missing; without the slash at the end, the path is that of all devices")
-        return handlers, tuple(_decode(segment) if "%" in segment else segment for segment in raw_ids)
+        return handlers, tuple(_decode(segment) if "%" in segment else segment for segment in segments[3:])
 
     # Tenants
 
@@ -419,17 +431,18 @@ class Api:
     async def _respond(self, request: Request, answer: Answer, send: Send) -> None:
         headers = (*answer.headers, *request.cors)
         if not request.has_unread_body:
-            await respond(send, answer.status, answer.body, headers)
+            await respond(send, answer.status, answer.body, headers, content_type=answer.content_type)
         elif request.expects_continue:
             # The peer waits to be told whether to send the body at all; it need not, but then we part.
-            await respond(send, answer.status, answer.body, (*headers, (b"connection", b"close")))
+            headers = (*headers, (b"connection", b"close"))
+            await respond(send, answer.status, answer.body, headers, content_type=answer.content_type)
         else:
             # A peer may read only once it has written everything, and a connection that is closed with bytes unread
             # may take the answer with it: so the answer goes out now and the rest of the body is thrown away.
             # Not all of it, if there is much: then the connection ends.
             if request.is_chunked or int(request.content_length or 0) > _MAX_DISCARDED:
                 headers = (*headers, (b"connection", b"close"))
-            await respond(send, answer.status, answer.body, headers, is_end=False)
+            await respond(send, answer.status, answer.body, headers, content_type=answer.content_type, is_end=False)
             discarded = 0
             while not request.is_read and discarded <= _MAX_DISCARDED:
                 message = await request.receive()
@@ -493,6 +506,8 @@ def _take_apart(scope: Any, receive: Receive) -> Request:
         elif name == b"if-match":
             text = value.decode("latin-1")
             request.if_match = text if request.if_match is None else f"{request.if_match},{text}"
+        elif name == b"if-none-match":
+            request.if_none_match = value.decode("latin-1")
         elif name == b"origin":
             request.origin = value.decode("latin-1")
         elif name == b"host":
@@ -516,6 +531,22 @@ def _parse(request: Request, body: bytes) -> object:
     if document is None:
         raise BadRequest("the body must not be null")
     return document
+
+
+def _shape(segments: list[str]) -> tuple[object, ...]:
+    """What tells paths apart: the names that they begin with, and how many ids follow."""
+    return (*(unquote(segment) for segment in segments[1:3]), len(segments))
+
+
+def _document_handler(document: Document) -> Handler:
+    headers = (*document.headers, (b"etag", document.tag.encode()))
+
+    async def get(request: Request, principal: Principal, ids: tuple[str, ...]) -> Answer:
+        if request.if_none_match is not None and document.is_known(request.if_none_match):
+            return Answer(304, headers=headers)
+        return Answer(200, document.body, headers, document.content_type)
+
+    return get
 
 
 def _decode(segment: str) -> str:
@@ -593,17 +624,15 @@ async def respond(
     Args:
         send: Where to.
         status: Of the response.
-        body: JSON text, or nothing.
+        body: JSON text, or what `content_type` says, or nothing.
         headers: Further headers.
         content_type: Of the body.
         is_end: Whether the connection may go on with the next request.
     """
-    length = (b"content-length", b"%d" % len(body))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(b"content-type", content_type), length, *headers] if body else [length, *headers],
-        }
-    )
+    if body:
+        headers = ((b"content-type", content_type), *headers)
+    if status != 304:
+        # There it would be the length of what is not sent (RFC 9110, 8.6).
+        headers = ((b"content-length", b"%d" % len(body)), *headers)
+    await send({"type": "http.response.start", "status": status, "headers": [*headers]})
     await send({"type": "http.response.body", "body": body, "more_body": not is_end})
