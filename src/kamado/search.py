@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from kamado.document import JsonObject, Members, decode
@@ -18,7 +19,11 @@ from kamado.errors import BadRequest
 
 __all__ = [
     "DEFAULT_PAGE_SIZE",
+    "MAX_FILTERS",
+    "MAX_PAGE_OFFSET",
     "MAX_PAGE_SIZE",
+    "MAX_POINTER_LENGTH",
+    "MAX_SORTS",
     "Filter",
     "IndexEntry",
     "KeyRange",
@@ -43,10 +48,10 @@ Pointer = tuple[str, ...]
 
 DEFAULT_PAGE_SIZE: Final = 30
 MAX_PAGE_SIZE: Final = 200
-_MAX_OFFSET: Final = 2**53
-_MAX_FILTERS: Final = 16
-_MAX_SORTS: Final = 8
-_MAX_POINTER_LENGTH: Final = 1024
+MAX_PAGE_OFFSET: Final = 2**53
+MAX_FILTERS: Final = 16
+MAX_SORTS: Final = 8
+MAX_POINTER_LENGTH: Final = 1024
 _MAX_PATTERN_LENGTH: Final = 1024
 """Comparing takes up to pattern times text; a text may have 64 KiB."""
 
@@ -89,6 +94,15 @@ class Sort:
         return any(_INDEX.fullmatch(token) for token in self.pointer)
 
 
+class _Operator(StrEnum):
+    EQUAL = "eq"
+
+
+class _Direction(StrEnum):
+    ASCENDING = "asc"
+    DESCENDING = "desc"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """What to search for, and which page of it."""
@@ -116,9 +130,9 @@ def parse_query(parameters: Mapping[str, Sequence[str]], *, for_devices: bool, o
         BadRequest: A value breaks its rule; the text names the parameter.
     """
     size = _whole(parameters, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-    offset = _whole(parameters, "pageOffset", 0, _MAX_OFFSET)
-    filters = tuple(_parse_filter(text) for text in _some(parameters, "filterJson", _MAX_FILTERS))
-    sorts = tuple(_parse_sort(text) for text in _some(parameters, "sortJson", _MAX_SORTS))
+    offset = _whole(parameters, "pageOffset", 0, MAX_PAGE_OFFSET)
+    filters = tuple(_parse_filter(text) for text in _some(parameters, "filterJson", MAX_FILTERS))
+    sorts = tuple(_parse_sort(text) for text in _some(parameters, "sortJson", MAX_SORTS))
     after = _first(parameters, "after")
     if after is not None and (sorts or offset):
         raise BadRequest("after: goes neither with sortJson nor with a pageOffset")
@@ -162,12 +176,10 @@ def _parse_filter(text: str) -> Filter:
     members = _members(text, "filterJson")
     pointer = _parse_pointer(members.value("field"), "filterJson.field")
     value = members.value("value")
-    operator = members.string("op")
+    members.constant("op", _Operator)
     members.finish()
     if not isinstance(value, str | int | float):
         raise BadRequest("filterJson.value: must be given, as a string, a number or a boolean")
-    if operator not in {None, "eq"}:
-        raise BadRequest("filterJson.op: must be eq")
     condition = Filter(pointer=pointer, value=value)
     if isinstance(value, str) and condition.is_pattern and len(value) > _MAX_PATTERN_LENGTH:
         raise BadRequest(f"filterJson.value: must not be longer than {_MAX_PATTERN_LENGTH} characters with wildcards")
@@ -177,11 +189,9 @@ def _parse_filter(text: str) -> Filter:
 def _parse_sort(text: str) -> Sort:
     members = _members(text, "sortJson")
     pointer = _parse_pointer(members.value("field"), "sortJson.field")
-    direction = members.string("direction")
+    direction = members.constant("direction", _Direction)
     members.finish()
-    if direction not in {None, "asc", "desc"}:
-        raise BadRequest("sortJson.direction: must be asc or desc")
-    return Sort(pointer=pointer, descending=direction == "desc")
+    return Sort(pointer=pointer, descending=direction is _Direction.DESCENDING)
 
 
 def _members(text: str, parameter: str) -> Members:
@@ -202,8 +212,8 @@ def _parse_pointer(text: object, parameter: str) -> Pointer:
         return ()
     if text[0] != "/":
         raise BadRequest(f"{parameter}: must be a JSON pointer, empty or beginning with /")
-    if len(text) > _MAX_POINTER_LENGTH:
-        raise BadRequest(f"{parameter}: must not be longer than {_MAX_POINTER_LENGTH} characters")
+    if len(text) > MAX_POINTER_LENGTH:
+        raise BadRequest(f"{parameter}: must not be longer than {MAX_POINTER_LENGTH} characters")
     if re.search("~(?![01])", text):
         raise BadRequest(f"{parameter}: must be a JSON pointer, in which ~ is written ~0 and / is written ~1")
     return tuple(token.replace("~1", "/").replace("~0", "~") for token in text[1:].split("/"))

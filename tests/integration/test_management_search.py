@@ -128,6 +128,12 @@ def test_unknown_tenant(registry: Registry) -> None:
     assert_error(search(registry, "none"), 404)
 
 
+@pytest.mark.parametrize("tenant", ["a%20b", "%F2%B5%83%91%26", "a%2Fb", "%00", "x" * 300])
+def test_a_tenant_id_that_cannot_be_is_just_not_there(registry: Registry, tenant: str) -> None:
+    # management-api 3.2: the exception of the pattern
+    assert_error(search(registry, tenant), 404)
+
+
 @ROWS.row(134)
 def test_an_empty_registry(new_registry: NewRegistry) -> None:
     registry = new_registry()
@@ -165,6 +171,9 @@ def test_tenants(new_registry: NewRegistry) -> None:
         (by("/via/0", "gw"), ["a2"]),
         (sort("/enabled", "asc") + "&" + sort("/id", "desc"), ["gw", "m1", "a2", "a1"]),
         (sort("/id", "desc") + "&pageSize=2&pageOffset=1", ["gw", "a2"]),
+        # 3.6: constants in any case, null for left out
+        (sort("/id", "DESC") + "&" + by("/id", "a*", op="Eq"), ["a2", "a1"]),
+        (urlencode({"sortJson": '{"field":"/id","direction":null}'}) + "&pageSize=1", ["a1"]),
         ("after=a2", ["gw", "m1"]),
         ("after=a2&pageSize=1&" + by("/enabled", True), ["m1"]),
         ("after=zz", []),

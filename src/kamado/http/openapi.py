@@ -14,6 +14,7 @@ from typing import Any, Final
 from kamado import __version__
 from kamado.credentials import MAX_DN_LENGTH, MAX_PASSWORD_SIZE
 from kamado.document import INT32_MAX, INT64_MAX, MAX_IDENTIFIER_LENGTH, Identifiers, JsonObject
+from kamado.search import DEFAULT_PAGE_SIZE, MAX_FILTERS, MAX_PAGE_OFFSET, MAX_PAGE_SIZE, MAX_POINTER_LENGTH, MAX_SORTS
 from kamado.x509 import KEY_ALGORITHMS
 
 __all__ = ["describe"]
@@ -315,19 +316,19 @@ def _parameters(identifiers: Identifiers) -> Json:
         "PageSize": query(
             "pageSize",
             "How many to return at most. 0 returns the total only. If it is given more than once, the first counts.",
-            {"type": "integer", "minimum": 0, "maximum": 200, "default": 30},
+            {"type": "integer", "minimum": 0, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE},
         ),
         "PageOffset": query(
             "pageOffset",
             "How many to skip, or how many pages, if `search.page_offset_unit` is set to that. If it is given more "
             "than once, the first counts.",
-            {"type": "integer", "minimum": 0, "maximum": 2**53, "default": 0},
+            {"type": "integer", "minimum": 0, "maximum": MAX_PAGE_OFFSET, "default": 0},
         ),
         "FilterJson": repeated(
             "filterJson",
             "A condition, as a JSON object. It may be repeated; all of them must hold.",
             "Filter",
-            16,
+            MAX_FILTERS,
             {"serial": {"summary": "By a member of `ext`", "value": ['{"field":"/ext/serial","value":"A-*"}']}},
         ),
         "SortJson": repeated(
@@ -335,7 +336,7 @@ def _parameters(identifiers: Identifiers) -> Json:
             "What to sort by, as a JSON object. It may be repeated: first the primary key. Ties, and everything if "
             "this is left out, are in the order of ids.",
             "Sort",
-            8,
+            MAX_SORTS,
             {"newest": {"summary": "By id, backwards", "value": ['{"field":"/id","direction":"desc"}']}},
         ),
         "After": query(
@@ -1474,7 +1475,7 @@ def _credential_schemas(identifiers: Identifiers) -> Json:
 def _search_schemas() -> Json:
     pointer = {
         "type": "string",
-        "maxLength": 1024,
+        "maxLength": MAX_POINTER_LENGTH,
         "pattern": "^(?:/(?:[^~/]|~[01])*)*$",
         "format": "json-pointer",
         "description": "Which member, as a JSON pointer (RFC 6901) into what a search returns.",
@@ -1485,7 +1486,7 @@ def _search_schemas() -> Json:
         return _object(
             {
                 "total": {"type": "integer", "minimum": 0, "description": "How many match, on all pages together."},
-                "result": _array(_schema(schema), "Those of this page.", maxItems=200),
+                "result": _array(_schema(schema), "Those of this page.", maxItems=MAX_PAGE_SIZE),
             },
             ["total", "result"],
         )
@@ -1501,13 +1502,17 @@ def _search_schemas() -> Json:
                     "description": "What the member, or one of its elements, must be equal to. In a text, `*` stands "
                     "for any characters and `?` for one.",
                 },
-                "op": {"enum": ["eq", None], "default": "eq"},
+                "op": _or_null(_any_case("eq")) | {"default": "eq"},
             },
             ["field", "value"],
             "A condition.",
         ),
         "Sort": _object(
-            {"field": pointer, "direction": {"enum": ["asc", "desc", None], "default": "asc"}},
+            {
+                "field": pointer,
+                "direction": _or_null(_any_case("asc", "desc", description="`asc` or `desc`, in any case."))
+                | {"default": "asc"},
+            },
             ["field"],
             "What to sort by.",
         ),

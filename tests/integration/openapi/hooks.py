@@ -20,13 +20,13 @@ schemathesis.openapi.format(
     "json-filter",
     st.fixed_dictionaries(
         {"field": st.sampled_from(POINTERS), "value": st.text() | st.integers() | st.booleans()},
-        optional={"op": st.sampled_from(["eq", None])},
+        optional={"op": st.sampled_from(["eq", "EQ", None])},
     ).map(json.dumps),
 )
 schemathesis.openapi.format(
     "json-sort",
     st.fixed_dictionaries(
-        {"field": st.sampled_from(POINTERS)}, optional={"direction": st.sampled_from(["asc", "desc", None])}
+        {"field": st.sampled_from(POINTERS)}, optional={"direction": st.sampled_from(["asc", "desc", "Desc", None])}
     ).map(json.dumps),
 )
 
