@@ -98,6 +98,17 @@ def test_documents_are_guarded_like_everything_else(registry: Registry, path: st
     assert response.headers["Allow"] == "GET, HEAD"
 
 
+def test_documents_need_a_login_where_the_api_does(new_registry: NewRegistry) -> None:
+    registry = new_registry()
+    registry.run("operator", "add", "ann", "--password-file", "-", stdin="a-first-secret\n")
+    login = {"Authorization": "Basic " + base64.b64encode(b"ann:a-first-secret").decode()}
+    for path in ("/docs", "/openapi.json"):
+        response = registry.request("GET", path)
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"].startswith("Basic realm=")
+        assert registry.request("GET", path, headers=login).status == 200
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -69,8 +69,8 @@ def describe(identifiers: Identifiers, max_body_size: int, realm: str) -> JsonOb
                 "login": {
                     "type": "http",
                     "scheme": "basic",
-                    "description": f"An operator account, in the realm `{realm}`. Nobody has to log in while only "
-                    "this machine can reach the registry and there is no account.",
+                    "description": f"An account that `kamado operator add` has made; the realm is `{realm}`. Nobody "
+                    "has to log in while there is no account and only this machine can reach the registry.",
                 }
             },
         },
