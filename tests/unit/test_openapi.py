@@ -23,7 +23,7 @@ DESCRIPTION = cast(Json, describe(Identifiers(), 64 * 1024, "Hono"))
 METHODS = ("get", "head", "post", "put", "delete")
 
 
-async def nobody(_: str | None) -> Any:
+async def nobody(_: object, source: str) -> Any:
     raise AssertionError
 
 
