@@ -168,7 +168,7 @@ class Metrics:
         )
         self._search_durations = Histogram(
             "kamado_search_duration_seconds",
-            "Searches, without the time in the queue.",
+            "Searches that came to their end, with the time in the queue.",
             ("kind",),
             buckets=_REQUEST_BUCKETS,
             registry=registry,
@@ -178,7 +178,7 @@ class Metrics:
         )
         self._searches_expensive = Counter(
             "kamado_search_expensive_total",
-            "Searches that have read more rows than is configured as expensive.",
+            "Searches that looked at as many rows as are configured as expensive.",
             ("kind",),
             registry=registry,
         )
@@ -270,7 +270,7 @@ class Metrics:
             kind: `tenants` or `devices`.
             scanned: Rows that it read, whether or not they matched.
             seconds: That it took.
-            is_expensive: It read more rows than is configured as expensive.
+            is_expensive: It read as many rows as are configured as expensive.
         """
         self._search_durations.labels(kind).observe(seconds)
         self._search_rows.labels(kind).inc(scanned)
