@@ -24,6 +24,7 @@ import typer
 
 from kamado import __version__
 from kamado.errors import BadRequest, RegistryError, Unavailable
+from kamado.operate import credentials_app, device_app, tenant_app
 from kamado.terminal import (
     INTERNAL,
     LOGIN_REFUSED,
@@ -78,6 +79,9 @@ ask_app = typer.Typer(no_args_is_help=True, help="Ask a running registry over AM
 explain_app = typer.Typer(
     no_args_is_help=True, help="Say why a look-up is refused, straight from the database; nothing is changed."
 )
+app.add_typer(tenant_app, name="tenant")
+app.add_typer(device_app, name="device")
+app.add_typer(credentials_app, name="credentials")
 app.add_typer(identity_app, name="identity")
 app.add_typer(operator_app, name="operator")
 app.add_typer(ask_app, name="ask")

@@ -52,7 +52,11 @@ Auto = Literal["auto"]
 
 PREFIX = "KAMADO_"
 CONFIG_VARIABLE = "KAMADO_CONFIG"
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "KAMADO_ASK_URL", "KAMADO_ASK_USERNAME", "KAMADO_ASK_PASSWORD"})
+OTHER_VARIABLES = frozenset(
+    {CONFIG_VARIABLE}
+    | {f"KAMADO_ASK_{name}" for name in ("URL", "USERNAME", "PASSWORD")}
+    | {f"KAMADO_{name}" for name in ("URL", "USERNAME", "PASSWORD", "PROFILE", "PROFILES")}
+)
 """Variables of the command itself, which are no settings."""
 
 

@@ -6,6 +6,7 @@ nothing of what the commands are about.
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +26,18 @@ __all__ = [
     "WRONG_CONFIGURATION",
     "WRONG_DATA",
     "WRONG_REQUEST",
+    "RowPrinter",
     "ask_secret",
+    "confirm",
     "fail",
     "print_json",
+    "print_lines",
     "print_table",
+    "printable",
     "progress_bar",
     "read_first_line",
     "say",
+    "waiting",
     "with_options",
 ]
 
@@ -45,6 +51,8 @@ UNAVAILABLE = 69
 INTERNAL = 70
 LOGIN_REFUSED = 77
 WRONG_CONFIGURATION = 78
+READER_GONE = 141
+"""What a shell makes of SIGPIPE."""
 
 
 def say(text: str) -> None:
@@ -58,18 +66,25 @@ def fail(text: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def ask_secret(otherwise: str, *, what: str = "Password", confirm: bool = False) -> str:
+def ask_secret(otherwise: str, *, what: str = "password", confirm: bool = False) -> str:
     """Ask for a secret on the terminal; it is not shown.
 
     Args:
         otherwise: What to use where there is no terminal, for the error.
-        what: Shown before it is typed.
+        what: Shown, with a capital, before it is typed.
         confirm: Ask twice.
     """
     if not sys.stdin.isatty():
-        raise typer.BadParameter(f"there is no terminal to ask for the {what.lower()} on; use {otherwise}")
-    answer: str = typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True)
+        raise typer.BadParameter(f"there is no terminal to ask for the {what} on; use {otherwise}")
+    answer: str = typer.prompt(what[:1].upper() + what[1:], hide_input=True, confirmation_prompt=confirm, err=True)
     return answer
+
+
+def confirm(question: str) -> bool:
+    """Ask a question on the terminal; anything but yes is no."""
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask on whether that is meant; say so with --yes")
+    return typer.confirm(question, err=True)
 
 
 def read_first_line(path: Path) -> str:
@@ -105,6 +120,62 @@ def print_json(value: object) -> None:
         Console().print_json(text, ensure_ascii=False)
     else:
         typer.echo(text)
+
+
+class RowPrinter:
+    """Prints a table whose rows come bit by bit; the first of them decide how wide the columns are.
+
+    Plain text, also on a terminal: nothing is cut, so that what is shown can be copied.
+    """
+
+    def __init__(self, titles: Sequence[str]) -> None:
+        self._titles = titles
+        self._widths: list[int] = []
+
+    def print(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print some rows, and the titles before the first."""
+        from rich.cells import cell_len
+
+        def line(cells: Sequence[str]) -> str:
+            padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, self._widths, strict=True)]
+            return "  ".join(padded).rstrip()
+
+        lines = []
+        if not self._widths:
+            self._widths = [max(map(cell_len, cells)) for cells in zip(self._titles, *rows, strict=True)]
+            titles = line(self._titles)
+            lines.append(f"\x1b[1m{titles}\x1b[0m" if sys.stdout.isatty() else titles)
+        print_lines([*lines, *map(line, rows)])
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines at once; if nobody reads them any more, the command ends without a word."""
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(READER_GONE) from None
+
+
+def printable(text: str) -> str:
+    """Return a text with what would steer a terminal, or end a line, written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Show on standard error, if that is a terminal, that something is going on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title):
+        yield
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class Example:
 
     def run(self, step: Step) -> str:
         """Run the commands of a step in a shell and return what they print; variables live on."""
-        script = self._exports + self._own(step.commands)
+        script = self._own(self._exports + step.commands)
         self._exports += "".join(f"{line}\n" for line in step.commands.splitlines() if line.startswith("export "))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
         if self.registry.addresses:
@@ -117,13 +117,16 @@ class Example:
             ["/bin/sh", "-c", script],
             cwd=self.directory,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            # As on a terminal, but for the progress of curl.
+            stderr=subprocess.PIPE if "curl " in step.commands else subprocess.STDOUT,
             text=True,
             timeout=60,
             check=False,
         )
-        assert "Traceback" not in result.stderr, result.stderr
-        assert result.returncode in {0, 1}, f"line {step.line} ended with {result.returncode}: {result.stderr}"
+        output = f"{result.stdout}{result.stderr or ''}"
+        assert "Traceback" not in output, output
+        assert result.returncode in {0, 1}, f"line {step.line} ended with {result.returncode}: {output}"
         return result.stdout.replace(self.registry.http_url, "http://localhost:28080")
 
     def get(self, path: str) -> dict[str, object]:

@@ -139,7 +139,11 @@ def send_request(
 
 
 def kamado(
-    *arguments: str, expect_status: int | None = 0, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    expect_status: int | None = 0,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a `kamado` command on nothing but its arguments; `KAMADO_*` of the test's own environment is removed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
@@ -147,12 +151,15 @@ def kamado(
         [sys.executable, "-m", "kamado", *arguments],
         env=own | (environment or {}),
         cwd=cwd,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert expect_status is None or result.returncode == expect_status, result.stderr
+    assert expect_status is None or result.returncode == expect_status, (
+        f"{arguments} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+    )
     return result
 
 

@@ -72,7 +72,8 @@ def test_settings_and_commands_named_in_the_documentation_exist(page: Path) -> N
             (".json", ".md", ".py")
         ):
             assert name in known | sections, f"{page.name}: {name}"
-    for words in re.findall(r"\bkamado ((?:identity|operator|ask|explain) [a-z]+|[a-z-]+)", text):
+    groups_with_commands = "identity|operator|ask|explain|tenant|device|credentials"
+    for words in re.findall(rf"\bkamado ((?:{groups_with_commands}) [a-z]+|[a-z-]+)", text):
         groups = {command.split()[1] for command in COMMANDS}
         if words.split()[0] in groups:
             assert any(command.startswith(f"kamado {words}") for command in COMMANDS), f"{page.name}: kamado {words}"
