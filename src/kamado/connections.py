@@ -40,6 +40,8 @@ _MAX_INSTANCE_ID_LENGTH: Final = 1024
 """Characters; adapters make them of the name of a pod (253 at most), a random part and a number."""
 _GATEWAYS_AT_ONCE: Final = 500
 """Gateways that are looked up in one go; with more of them others get their turn in between."""
+_FIRST_REMOVAL: Final = 60.0
+"""Seconds from the start of a process until it first removes what has expired."""
 _SLICE: Final = 500
 """Entries that one transaction of the removal looks at: about a millisecond."""
 _PAUSE: Final = 0.1
@@ -329,8 +331,11 @@ class DeviceConnectionService:
 
     async def keep_clean(self) -> NoReturn:
         """Remove what has expired, now and then, until cancelled."""
+        # Soon for the first time, for processes that do not live as long as the interval.
+        delay = min(self._settings.removal_interval, _FIRST_REMOVAL)
         while True:
-            await asyncio.sleep(self._settings.removal_interval)
+            await asyncio.sleep(delay)
+            delay = self._settings.removal_interval
             try:
                 removed = await self.remove_expired()
             except Unavailable as error:

@@ -145,6 +145,19 @@ async def connect(connections: Connections, device_id: str) -> None:
     await connections.write(put)
 
 
+async def connect_for_ever(path: str) -> None:
+    """Keep gateways, several at a time, and print the id of each device that is acknowledged."""
+    connections = await open_connections(f"sqlite:///{path}")
+
+    async def write() -> None:
+        while True:
+            device_id = new_id()
+            await connect(connections, device_id)
+            say(device_id)
+
+    await asyncio.gather(*(write() for _ in range(8)))
+
+
 async def connect_without_space(path: str) -> None:
     """Keep gateways until no file may grow any more, look whether all else works, then go on with more space."""
     connections = await open_connections(f"sqlite:///{path}")
@@ -192,6 +205,7 @@ TASKS = {
         write_some,
         run_out_of_space,
         open_without_rights,
+        connect_for_ever,
         connect_without_space,
         connect_without_rights,
     )

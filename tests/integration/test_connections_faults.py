@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.integration.sqlite_process import NOBODY
+from tests.integration.sqlite_process import NOBODY, TENANT
 
 from kamado.connections import Connections, ConnectionTransaction, DeviceConnection
 from kamado.errors import Unavailable
@@ -43,6 +44,15 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 def path(database: Path) -> Path:
     return database.with_name("registry.connections.db")
+
+
+@contextmanager
+def process(task: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, PROGRAM, task, path], stdout=subprocess.PIPE) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 async def open_them(database: Path) -> SqliteConnections:
@@ -305,6 +315,35 @@ def test_a_writer_that_fails_is_replaced(
     assert [record.levelname for record in caplog.records if record.exc_info] == ["CRITICAL"]
 
 
+def test_killed_writers_lose_nothing_and_damage_nothing(
+    database: Path, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is not on disk is in the system's cache, which outlives the process."""
+
+    async def look(connections: SqliteConnections) -> None:
+        missing = [each for each in told if await connections.find_connection(TENANT, each) is None]
+        assert not missing
+        counted = await connections.write(lambda transaction: transaction.count_connections(TENANT))
+        assert counted >= len(told)
+
+    told: set[str] = set()
+    choice = random.Random(20260131)
+    for _ in range(4):
+        with process("connect_for_ever", database) as one, process("connect_for_ever", database) as two:
+            for running in (one, two):
+                assert running.stdout is not None
+                told |= {running.stdout.readline().decode().strip() for _ in range(choice.randrange(1, 400))}
+            for running in (one, two):
+                running.kill()
+            for running in (one, two):
+                assert running.stdout is not None
+                # The very last line may be torn.
+                told |= {line.decode() for line in running.stdout.read().split(b"\n")[:-1]}
+        with_connections(database, look)
+    assert warnings(caplog) == []
+    assert not aside(path).exists()
+
+
 # A place where nothing can be written
 
 
@@ -325,15 +364,6 @@ def test_a_full_disk_refuses_what_is_new_and_keeps_what_is_there(database: Path)
         assert await has(connections)
 
     with_connections(database, test)
-
-
-@contextmanager
-def process(task: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, PROGRAM, task, path], stdout=subprocess.PIPE) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
 
 
 def test_files_that_cannot_grow_refuse_writes_and_go_on_afterwards(database: Path) -> None:
