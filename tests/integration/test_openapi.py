@@ -20,17 +20,31 @@ ROOT = Path(__file__).parents[2]
 CONFIGURATION = Path(__file__).parent / "openapi" / "schemathesis.toml"
 
 
-@pytest.mark.parametrize("phases", ["examples,coverage", "fuzzing,stateful"])
-def test_every_answer_is_as_described(new_registry: NewRegistry, tmp_path: Path, phases: str) -> None:
+@pytest.mark.parametrize(
+    ("phases", "settings"),
+    [
+        pytest.param("examples,coverage", "", id="every rule"),
+        pytest.param("fuzzing,stateful", "", id="any data"),
+        # Most ids that are made up do not exist, so that little more than 404 comes back.
+        pytest.param("fuzzing", 'parameters = { tenant = "metering", device = "sensor-1" }\n', id="what exists"),
+    ],
+)
+def test_every_answer_is_as_described(new_registry: NewRegistry, tmp_path: Path, phases: str, settings: str) -> None:
     registry = new_registry()
+    configuration = tmp_path / "schemathesis.toml"
+    configuration.write_text(settings + CONFIGURATION.read_text())
     # From a file, since Schemathesis would leave out the path that it has the description from.
     file = tmp_path / "openapi.json"
     file.write_bytes(registry.request("GET", "/openapi.json").body)
-    described = len(operations(file))
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), "run", str(file)]
-    command += ["--url", registry.http_url]
+    described = operations(file)
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(configuration), "run", str(file)]
+    command += ["--url", registry.http_url, "--phases", phases]
+    if settings:
+        registry.create_device(registry.create_tenant("metering"), "sensor-1")
+        command += ["--exclude-method", "DELETE", "--exclude-method", "HEAD", "--max-examples", "60"]
+        described = [one for one in described if not one.startswith(("delete ", "head "))]
     run = subprocess.run(
-        [*command, "--phases", phases],
+        command,
         cwd=tmp_path,
         env=registry.environment | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "HOME": str(tmp_path)},
         capture_output=True,
@@ -41,8 +55,8 @@ def test_every_answer_is_as_described(new_registry: NewRegistry, tmp_path: Path,
     assert run.returncode == 0, run.stdout + run.stderr
     generated = re.search(r"(\d+) generated", run.stdout)
     assert generated is not None, run.stdout
-    assert int(generated[1]) > 500
-    assert f"Tested: {described}" in run.stdout
+    assert int(generated[1]) > 20 * len(described)
+    assert f"Tested: {len(described)}" in run.stdout
 
 
 def operations(file: Path) -> list[str]:

@@ -225,6 +225,11 @@ def test_page_has_every_operation_schema_member_and_status() -> None:
         assert parameter["name"] in PAGE.texts
 
 
+def test_patterns_that_do_not_look_at_case_are_readable() -> None:
+    assert "^(days|monthly|unknown)$ in any case" in TEXT
+    assert "[dD]" not in TEXT
+
+
 def test_texts_are_escaped() -> None:
     documents = make_documents(Identifiers(), 64 * 1024, '<script>alert("x")</script>')
     assert b"<script" not in documents["/docs"].body

@@ -296,12 +296,17 @@ _RULES: Final = {
 }
 
 
+_ANY_CASE: Final = re.compile("\\[([a-z])[A-Z]]")
+"""A letter of a pattern that does not look at case."""
+
+
 def _rules(schema: Json) -> Iterator[str]:
     for name, text in _RULES.items():
         if name in schema:
             yield escape(text.format(schema[name]))
     if "pattern" in schema:
-        yield f"<code>{_breakable(schema['pattern'])}</code>"
+        pattern = _ANY_CASE.sub(r"\1", schema["pattern"])
+        yield f"<code>{_breakable(pattern)}</code>" + (" in any case" if pattern != schema["pattern"] else "")
 
 
 def _alternatives(texts: Iterable[str]) -> str:

@@ -1034,6 +1034,9 @@ def _tenant_schemas() -> Json:
     }
 
 
+_NO_CERTIFICATE: Final[Json] = {"type": "null", "description": "Left out: with a certificate this has another form."}
+
+
 def _trust_schemas() -> Json:
     options: Json = {
         "id": _schema("Text", "Made by the registry unless given, anew with every update."),
@@ -1088,7 +1091,7 @@ def _trust_schemas() -> Json:
                 | {"description": "The subject in DER, in Base64; must be the same name."},
                 **options,
                 "ocsp-revocation-enabled": revocation,
-                "cert": {"type": "null"},
+                "cert": _NO_CERTIFICATE,
             },
             described,
             "A CA by its members. Revocation checks need the `ocsp-responder-cert`.",
@@ -1367,7 +1370,7 @@ def _credential_schemas(identifiers: Identifiers) -> Json:
                 "secrets": _array(
                     _object(secret), "Exactly one; there is nothing secret in it.", minItems=1, maxItems=1
                 ),
-                "cert": {"type": "null"},
+                "cert": _NO_CERTIFICATE,
             },
             ["type", "auth-id", "secrets"],
             "A client certificate, by its subject.",
@@ -1390,7 +1393,7 @@ def _credential_schemas(identifiers: Identifiers) -> Json:
                     {
                         "key": _schema("PublicKey"),
                         "algorithm": {"enum": ["RSA", "EC", "", None], "default": "RSA"},
-                        "cert": {"type": "null"},
+                        "cert": _NO_CERTIFICATE,
                         **secret,
                     },
                     ["key"],
@@ -1409,7 +1412,7 @@ def _credential_schemas(identifiers: Identifiers) -> Json:
                     {
                         **reference,
                         "key": not_text,
-                        "cert": {"type": "null"},
+                        "cert": _NO_CERTIFICATE,
                         "algorithm": {"enum": ["RSA", "EC", "", None]},
                     },
                     ["id"],

@@ -3,7 +3,9 @@
 import json
 import re
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
+import requests
 import schemathesis
 from hypothesis import strategies as st
 from tests.integration.vectors import CA_CERT, CA_SPKI, DEV_CERT, DEV_SPKI
@@ -57,3 +59,29 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
         return False
     text = response.json()["error"]
     return not any(re.search(pattern, text) for pattern, _ in INEXPRESSIBLE)
+
+
+@schemathesis.check
+def what_was_written_can_be_read_and_written_back(ctx: Any, response: Any, case: Any) -> None:
+    """Read after each successful write, compare that with the description, and write it back (management 3.6, 6.9)."""
+    if response.status_code not in {201, 204} or case.method not in {"POST", "PUT"}:
+        return
+    url = urljoin(response.request.url, response.headers.get("location", [response.request.url])[0])
+    path = f"{urlsplit(url).path.split('/')[2]}"
+    template = next(one for one in TEMPLATES if one.split("/")[2] == path)
+    read = requests.get(url, timeout=TIMEOUT)
+    assert read.status_code == 200, f"GET {url}: {read.status_code} {read.text}"
+    case.operation.schema[template]["GET"].validate_response(read)
+    written = requests.put(url, json=read.json(), timeout=TIMEOUT)
+    assert written.status_code == 204, f"PUT {url} with {read.text}: {written.status_code} {written.text}"
+    again = requests.get(url, timeout=TIMEOUT)
+    assert without_status(again.json()) == without_status(read.json()), f"{read.text} became {again.text}"
+
+
+TEMPLATES = ("/v1/tenants/{tenant}", "/v1/devices/{tenant}/{device}", "/v1/credentials/{tenant}/{device}")
+TIMEOUT = 20
+
+
+def without_status(document: Any) -> Any:
+    """Leave out what the registry itself keeps about a device."""
+    return {k: v for k, v in document.items() if k != "status"} if isinstance(document, dict) else document
