@@ -61,7 +61,7 @@ build/bench/%: bench/%.c bench/load.h
 	@$(CC) -O2 -Wall -Wextra -o $@ $<
 
 bench: $(VENV)/installed build/bench/amqp_load build/bench/http_load
-	@$(BIN)/python bench/run.py $(BENCH)
+	@$(BIN)/python -m bench.run $(BENCH)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format src tests bench examples

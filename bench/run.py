@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
+from bench import large
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -213,8 +215,16 @@ class Bench:
     """The measurements, on one server."""
 
     def __init__(
-        self, server: Server, directory: Path, devices: int, seconds: float, patience: float, report: Report
+        self,
+        server: Server,
+        directory: Path,
+        devices: int,
+        seconds: float,
+        patience: float,
+        report: Report,
+        large: int = 0,
     ) -> None:
+        self.large = large
         self.server = server
         self.directory = directory
         self.devices = devices
@@ -408,6 +418,29 @@ class Bench:
         subject = "get-cmd-handling-adapter-instances"
         self.add(self.amqp(subject, target, subject, lines, (1, 100)))
 
+    def search(self) -> None:
+        """Searches of a tenant with very many devices (`--large`)."""
+        tenant = f"large-{self.large}"
+        large.fill(self.directory / "kamado.db", tenant, self.large, with_credentials=False, console=console)
+        for name, lines, goal in large.searches(tenant, self.large):
+            for connections in (1, 8) if goal is not None else (1,):
+                result = self.http(f"search: {name}", lines, "200", connections)
+                met = None if goal is None or connections > 1 else result.p99_ms < goal
+                self.add(result, goal="" if met is None else f"p99 < {goal:g} ms", met=met)
+
+    def delete_all(self, count: int = 100_000) -> None:
+        """Delete all devices of a tenant while adapters go on asking about those of another."""
+        tenant = f"doomed-{int(time.time())}"
+        large.fill(self.directory / "kamado.db", tenant, count, with_credentials=True, console=console)
+        target, lines = f"registration/{TENANT}", self.shuffled(self.device_ids())
+        self.add(self.amqp("assert, before the next", target, "device", lines, (1, 10)))
+        with ThreadPoolExecutor(1) as pool:
+            deletion = pool.submit(large.delete_all, self.server.http_port, tenant)
+            result = self.amqp("assert while 100,000 devices are deleted", target, "device", lines, (1, 10))
+            took = deletion.result()
+        self.add(result, goal="p99 < 50 ms", met=result.p99_ms < 50)
+        self.report.figures[f"seconds to delete all {count:,} devices of a tenant, goal < 20"] = took
+
 
 # --- Certificates ---
 
@@ -466,6 +499,8 @@ MEASUREMENTS = {
     "provisioning": Bench.provisioning,
     "create": Bench.create,
     "connections": Bench.connections,
+    "search": Bench.search,
+    "delete-all": Bench.delete_all,
 }
 
 
@@ -532,6 +567,7 @@ def main(
         list[str] | None, typer.Option(help=f"Run this measurement alone (repeatable): {', '.join(MEASUREMENTS)}.")
     ] = None,
     devices: Annotated[int, typer.Option(help="Devices to register before measuring.")] = 100_000,
+    large: Annotated[int, typer.Option(help="Devices of the tenant that searches are measured with.")] = 1_000_000,
     seconds: Annotated[float, typer.Option(help="Seconds for each look-up measurement, after 0.5 s of warm-up.")] = 4.0,
     data: Annotated[
         Path | None, typer.Option(help="Directory of the database; kept, and not filled again if it holds one.")
@@ -579,7 +615,7 @@ def main(
         try:
             report.figures[f"ready in s, {devices:,} devices"] = server.seconds_to_ready
             report.figures["MiB resident when ready"] = server.memory_mib("VmRSS")
-            bench = Bench(server, directory, devices, seconds, patience, report)
+            bench = Bench(server, directory, devices, seconds, patience, report, large)
             for name in chosen:
                 MEASUREMENTS[name](bench)
             report.figures["MiB resident after the load"] = server.memory_mib("VmRSS")

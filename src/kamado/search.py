@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from kamado.document import JsonObject, Members, decode
@@ -32,6 +33,7 @@ __all__ = [
     "Scalar",
     "Sort",
     "index_entries",
+    "is_index",
     "key_pattern",
     "matches",
     "member_key",
@@ -78,7 +80,7 @@ class Filter:
     @property
     def has_index(self) -> bool:
         """Whether a token may be an array index (or a member named like one)."""
-        return any(_INDEX.fullmatch(token) for token in self.pointer)
+        return any(map(is_index, self.pointer))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class Sort:
     @property
     def has_index(self) -> bool:
         """As of a filter."""
-        return any(_INDEX.fullmatch(token) for token in self.pointer)
+        return any(map(is_index, self.pointer))
 
 
 class _Operator(StrEnum):
@@ -116,6 +118,11 @@ class Query:
     """Items to skip."""
     after: str | None = None
     """Only ids greater than this: pages that do not shift when something is created or deleted in between."""
+
+
+def is_index(token: str) -> bool:
+    """Tell whether a token of a pointer can be an array index (RFC 6901, 4)."""
+    return _INDEX.fullmatch(token) is not None
 
 
 def parse_query(parameters: Mapping[str, Sequence[str]], *, for_devices: bool, offset_in_pages: bool = False) -> Query:
@@ -229,7 +236,7 @@ def matches(condition: Filter, document: object) -> bool:
 
 def _resolve(pointer: Pointer, value: object) -> Iterator[object]:
     """Find the values a pointer leads to: several where it passes an array without saying which element."""
-    if isinstance(value, list) and not (pointer and _INDEX.fullmatch(pointer[0])):
+    if isinstance(value, list) and not (pointer and is_index(pointer[0])):
         for element in value:
             yield from _resolve(pointer, element)
     elif not pointer:
@@ -288,7 +295,7 @@ def order_key(sort: Sort, document: object) -> tuple[int, float | int | str]:
     for token in sort.pointer:
         if isinstance(value, dict) and token in value:
             value = value[token]
-        elif isinstance(value, list) and _INDEX.fullmatch(token) and int(token[:10]) < len(value):
+        elif isinstance(value, list) and is_index(token) and int(token[:10]) < len(value):
             value = value[int(token[:10])]
         else:
             return 0, 0
@@ -311,8 +318,8 @@ def order_key(sort: Sort, document: object) -> tuple[int, float | int | str]:
 
 _MAX_KEY_LENGTH: Final = 300
 """Characters. Identifiers are shorter, so these are never cut; an index entry of PostgreSQL holds some 2,700 bytes."""
-_NO_NUL: Final = str.maketrans("\0", "\uffff")
-"""PostgreSQL has no NUL, and SQLite compares patterns up to the first one. The other is no character either."""
+_NUL: Final = "\uffff"
+"""What stands for it: PostgreSQL has none, and SQLite compares patterns up to the first one. It is no character."""
 
 
 class IndexEntry(NamedTuple):
@@ -333,30 +340,35 @@ def index_entries(document: JsonObject) -> set[IndexEntry]:
     """
     entries: set[IndexEntry] = set()
     for name, value in document.items():
-        if name == "enabled":
-            if value is False:
-                entries.add(IndexEntry("/enabled", value_key(False), None))
-        else:
-            _add_entries((name,), value, entries)
+        if name != "enabled":
+            _add_entries("/" + _escape(name), value, entries)
+        elif value is False:
+            entries.add(IndexEntry("/enabled", "b0", None))
     return entries
 
 
-def _add_entries(pointer: Pointer, value: object, entries: set[IndexEntry]) -> None:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _add_entries((*pointer, name), inner, entries)
-    elif isinstance(value, list):
-        for element in value:
-            _add_entries(pointer, element, entries)
-    elif isinstance(value, str | int | float):
+def _add_entries(member: str, value: object, entries: set[IndexEntry]) -> None:
+    if isinstance(value, str | int | float):
         key = _key(value)
         short = _shorten(key)
-        entries.add(IndexEntry(member_key(pointer), short, None if short is key else key))
+        entries.add(IndexEntry(_shorten(member), short, None if short is key else key))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _add_entries(f"{member}/{_escape(name)}", inner, entries)
+    elif isinstance(value, list):
+        for element in value:
+            _add_entries(member, element, entries)
+
+
+# Devices of one kind have the same members.
+@lru_cache(maxsize=4096)
+def _escape(token: str) -> str:
+    return token.replace("~", "~0").replace("/", "~1").replace("\0", _NUL)
 
 
 def member_key(pointer: Pointer) -> str:
     """Write a pointer as the index has it."""
-    return _shorten("".join("/" + token.replace("~", "~0").replace("/", "~1") for token in pointer).translate(_NO_NUL))
+    return _shorten("".join("/" + _escape(token) for token in pointer))
 
 
 def value_key(value: Scalar) -> str:
@@ -366,7 +378,7 @@ def value_key(value: Scalar) -> str:
 
 def _key(value: Scalar) -> str:
     if isinstance(value, str):
-        return "s" + value.translate(_NO_NUL)
+        return "s" + value.replace("\0", _NUL)
     if isinstance(value, bool):
         return "b1" if value else "b0"
     if isinstance(value, float):
@@ -406,5 +418,5 @@ def split_pattern(pattern: str) -> tuple[str, str]:
 def key_pattern(pattern: str) -> tuple[KeyRange, str]:
     """Return where the keys of a pattern's matches lie, and the pattern for keys (or whole keys that were cut)."""
     prefix, _ = split_pattern(pattern)
-    key = "s" + prefix.translate(_NO_NUL)
-    return text_range(key[:_MAX_KEY_LENGTH]), "s" + pattern.translate(_NO_NUL)
+    key = "s" + prefix.replace("\0", _NUL)
+    return text_range(key[:_MAX_KEY_LENGTH]), "s" + pattern.replace("\0", _NUL)

@@ -18,9 +18,11 @@ from typing import Final, NamedTuple, Protocol
 from kamado.search import (
     Filter,
     KeyRange,
+    Pointer,
     Query,
     Sort,
     index_entries,
+    is_index,
     key_pattern,
     member_key,
     split_pattern,
@@ -43,6 +45,9 @@ __all__ = ["SearchDialect", "SqlSearches", "fill_search_tables"]
 
 _FEW: Final = 5000
 """Candidates of a driver up to which other conditions are better checked on each document than by another index."""
+
+_MAX_PLACES: Final = 8
+"""Where a pointer with array indexes may lead, for an index that does not have them."""
 
 FIND_TENANT = "SELECT 1 FROM tenants WHERE tenant_id = ?1"
 COUNT_TENANTS = "SELECT count(*) FROM tenants"
@@ -149,8 +154,10 @@ class _Driver(NamedTuple):
     source: Callable[[_Statement], _Source]
     candidates: int
     """Up to `_FEW` exactly; one more stands for any number."""
-    leads: Filter | None
+    leads: Filter | None = None
     """The filter that all candidates meet."""
+    looks_for: Filter | None = None
+    """The pattern that is looked for among more entries of the index than match."""
 
 
 class _Condition(NamedTuple):
@@ -316,12 +323,21 @@ class _Search:
         if query.is_gateway is not None:
             conditions.append(self._gateway_condition(wanted=query.is_gateway))
         candidates = driver.candidates if few else await self._count(driver, [])
-        total = await self._count_matches(driver, candidates, conditions)
+        complement = await self._count_complement(driver, conditions)
+        if complement is not None:
+            total = candidates - complement
+        else:
+            total = await self._count(driver, conditions) if conditions else candidates
         ids: list[str] = []
         if total and query.page_size and query.page_offset < total:
             ids = await self._list(driver, conditions)
-        is_looked_through = bool(conditions) or bool(query.sorts)
-        return _Page(ids, total, candidates if is_looked_through else min(total, query.page_offset + len(ids)))
+        if query.sorts or (conditions and complement is None):
+            scanned = candidates
+        else:
+            scanned = (complement or 0) + min(total, query.page_offset + len(ids))
+        if driver.looks_for is not None:
+            scanned = max(scanned, await self._count_entries(driver.looks_for))
+        return _Page(ids, total, scanned)
 
     # Conditions
 
@@ -410,11 +426,11 @@ class _Search:
             return f"{own} AND {alias}.value = {statement.add(value_key(condition.value))}"
         assert isinstance(condition.value, str)
         (low, high), pattern = key_pattern(condition.value)
+        within = f"{own} AND {alias}.value >= {statement.add(low)} AND {alias}.value < {statement.add(high)}"
+        if pattern == f"{low}*":
+            return within
         text = f"coalesce({alias}.long_text, {alias}.value)"
-        return (
-            f"{own} AND {alias}.value >= {statement.add(low)} AND {alias}.value < {statement.add(high)} "
-            f"AND {self._is_match(statement, text, pattern)}"
-        )
+        return f"{within} AND {self._is_match(statement, text, pattern)}"
 
     def _is_match(self, statement: _Statement, text: str, pattern: str) -> str:
         return self._dialect.is_match(text, statement.add(self._dialect.pattern_value(pattern)))
@@ -440,7 +456,9 @@ class _Search:
             source = self._lead(condition)
             if source is None:
                 continue
-            driver = _Driver(source, await self._count_few(source), condition)
+            leads = None if condition.has_index else condition
+            looks_for = condition if condition.is_pattern and condition.pointer != ("id",) else None
+            driver = _Driver(source, await self._count_few(source), leads, looks_for)
             # Of two that are large, an equality comes in the order of ids and needs no sorting.
             if (
                 best is None
@@ -451,8 +469,8 @@ class _Search:
         if best is not None:
             return best
         if self._query.is_gateway:
-            return _Driver(self._gateways, await self._count_few(self._gateways), None)
-        return _Driver(self._everything, await self._count_few(self._everything), None)
+            return _Driver(self._gateways, await self._count_few(self._gateways))
+        return _Driver(self._everything, await self._count_few(self._everything))
 
     def _lead(self, condition: Filter) -> Callable[[_Statement], _Source] | None:
         """Return the source of all that meets a filter, if an index has it."""
@@ -466,14 +484,33 @@ class _Search:
                 return _Source(f"{space.table} d", f"d.{space.identifier}", (statement.own("d"), named), True)
 
             return by_id
-        if condition.has_index or (self._has_status and condition.pointer[0] == "status"):
+        if self._has_status and condition.pointer[0] == "status":
             return None
+        if condition.has_index:
+            return self._lead_to_element(condition)
         if condition.pointer == ("enabled",) and condition.value is True:
             return None
         if condition.is_pattern:
             return lambda statement: _Source(f"({self._matching_ids(statement, condition)}) c", f"c.{space.identifier}")
         return lambda statement: _Source(
             f"{space.members} m", f"m.{space.identifier}", (self._members(statement, "m", condition),)
+        )
+
+    def _lead_to_element(self, condition: Filter) -> Callable[[_Statement], _Source] | None:
+        """Return a source of what may meet a filter with array indexes, which the index does not have.
+
+        Each may also be the name of a member, so there are two places to look for each.
+        """
+        pointers: list[Pointer] = [()]
+        for token in condition.pointer:
+            kept = [(*pointer, token) for pointer in pointers]
+            pointers = kept + (pointers if is_index(token) else [])
+        if len(pointers) > _MAX_PLACES:
+            return None
+        places = [Filter(pointer=pointer, value=condition.value) for pointer in pointers if pointer]
+        return lambda statement: _Source(
+            f"({' UNION '.join(self._matching_ids(statement, place) for place in places)}) c",
+            f"c.{self._space.identifier}",
         )
 
     def _everything(self, statement: _Statement) -> _Source:
@@ -507,19 +544,30 @@ class _Search:
         statement = _Statement(self._tenant_id)
         return await self._number(COUNT_TENANTS if self._tenant_id is None else COUNT_DEVICES, statement)
 
-    async def _count_matches(self, driver: _Driver, candidates: int, conditions: list[_Condition]) -> int:
+    async def _count_complement(self, driver: _Driver, conditions: list[_Condition]) -> int | None:
+        """Count what one condition leaves out, if an index has that and not what it keeps: disabled ones, gateways."""
         query = self._query
-        if not conditions:
-            return candidates
-        if len(conditions) == 1 and driver.leads is None:
-            # What an index has is what is to be left out: the disabled, the gateways.
-            if query.is_gateway is False:
-                return candidates - await self._count(_Driver(self._gateways, 0, None), [])
-            if query.filters and query.filters[0] == _ENABLED:
-                disabled = self._lead(_DISABLED)
-                assert disabled is not None
-                return candidates - await self._count(_Driver(disabled, 0, None), [])
-        return await self._count(driver, conditions)
+        if len(conditions) != 1 or driver.source != self._everything:
+            return None
+        if query.is_gateway is False:
+            return await self._count(_Driver(self._gateways, 0), [])
+        if query.filters and query.filters[0] == _ENABLED:
+            disabled = self._lead(_DISABLED)
+            assert disabled is not None
+            return await self._count(_Driver(disabled, 0), [])
+        return None
+
+    async def _count_entries(self, condition: Filter) -> int:
+        """Count the entries of the index that are compared with a pattern."""
+        assert isinstance(condition.value, str)
+        statement = _Statement(self._tenant_id)
+        (low, high), _ = key_pattern(condition.value)
+        text = (
+            f"SELECT count(*) FROM {self._space.members} e WHERE {statement.own('e')} "
+            f"AND e.member = {statement.add(member_key(condition.pointer))} "
+            f"AND e.value >= {statement.add(low)} AND e.value < {statement.add(high)}"
+        )
+        return await self._number(text, statement)
 
     async def _list(self, driver: _Driver, conditions: list[_Condition]) -> list[str]:
         query = self._query
