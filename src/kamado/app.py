@@ -42,7 +42,18 @@ from kamado.auth import (
     ensure_first_identity,
     load_permissions,
 )
-from kamado.config import AmqpConfig, AmqpTlsConfig, Config, HttpConfig, Loaded, TlsConfig, TlsError, tls_context
+from kamado.config import (
+    AmqpConfig,
+    AmqpTlsConfig,
+    Config,
+    HttpConfig,
+    Loaded,
+    TlsConfig,
+    TlsError,
+    hook_tls_context,
+    read_hook_secret,
+    tls_context,
+)
 from kamado.connections import DeviceConnectionService, DeviceConnectionSettings
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
@@ -54,7 +65,7 @@ from kamado.management import Management, ManagementSettings, Resource
 from kamado.metrics import CONTENT_TYPE, Metrics
 from kamado.operators import OperatorLogins, find_anonymous
 from kamado.passwords import PasswordHasher
-from kamado.provisioning import ProvisioningService, ProvisioningSettings
+from kamado.provisioning import ProvisioningHook, ProvisioningService, ProvisioningSettings
 from kamado.storage import StoreSettings, open_connections, open_store
 from kamado.store import Store
 
@@ -140,7 +151,11 @@ def _build_hasher(config: Config, metrics: Metrics, pool: str) -> PasswordHasher
 
 
 def build_core(
-    config: Config, store: Store, clock: Callable[[], datetime] = now_utc, metrics: Metrics | None = None
+    config: Config,
+    store: Store,
+    clock: Callable[[], datetime] = now_utc,
+    metrics: Metrics | None = None,
+    hook: ProvisioningHook | None = None,
 ) -> Core:
     """Build the core on a database. Close `Core.passwords` in the end."""
     metrics = metrics or build_metrics(config)
@@ -155,6 +170,7 @@ def build_core(
         ),
         rules.identifiers,
         clock,
+        hook=hook,
         observe=metrics.observe_provisioning,
     )
     lookup = LookupService(
@@ -385,7 +401,7 @@ class Process:
             self._access = check_access(
                 config.http, has_operators=has_operators, command=self._command, options=options
             )
-            core = build_core(config, store, metrics=metrics)
+            core = build_core(config, store, metrics=metrics, hook=self._build_hook(stack))
             stack.callback(core.passwords.close)
             await self._ensure_identity(store, core, permissions)
             await self._load_first_data(store, core)
@@ -717,6 +733,29 @@ class Process:
             "data loaded",
             extra={"tenants": counts.tenants, "devices": counts.devices, "credentials": counts.credentials},
         )
+
+    def _build_hook(self, stack: contextlib.AsyncExitStack) -> ProvisioningHook | None:
+        config = self._config.provisioning.hook
+        if config.url is None:
+            return None
+        # Loads an HTTP client, which few registries need.
+        from kamado.http.hook import HttpHook, HttpHookSettings
+
+        try:
+            settings = HttpHookSettings(
+                url=config.url,
+                timeout=config.timeout,
+                max_concurrent=config.max_concurrent,
+                secret=None if config.secret_file is None else read_hook_secret(config.secret_file),
+                tls=hook_tls_context(config) if config.is_https else None,
+                version=__version__,
+            )
+        except TlsError as error:
+            # It could be read when the configuration was checked.
+            raise StartFailed(f"provisioning.hook.{error.key}: {error}", EXIT_CONFIGURATION) from error
+        hook = HttpHook(settings)
+        stack.push_async_callback(hook.close)
+        return hook
 
     def _build_http(self, core: Core, store: Store, passwords: PasswordHasher) -> HttpServer:
         config = self._config.http

@@ -1102,14 +1102,15 @@ def _explain(
 ) -> NoReturn:
     """Ask the database itself, undo what that wrote, say what came of it."""
     from kamado.app import build_core
-    from kamado.explain import DryRunStore, Explainer
+    from kamado.explain import DryRunHook, DryRunStore, Explainer
 
     settings = _load(config, assignments).config
 
     async def explain(store: "Store") -> "Explanation":
-        core = build_core(settings, DryRunStore(store))
+        hook = None if settings.provisioning.hook.url is None else DryRunHook()
+        core = build_core(settings, DryRunStore(store), hook=hook)
         try:
-            return await question(Explainer(core.lookup))
+            return await question(Explainer(core.lookup, hook))
         finally:
             core.passwords.close()
 

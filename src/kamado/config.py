@@ -7,6 +7,7 @@ and expected form (configuration 1.2). Nothing reads the environment later.
 
 # ruff: noqa: RUF009 - `_setting` returns a dataclass field, which the rule cannot see
 
+import base64
 import dataclasses
 import difflib
 import ipaddress
@@ -34,13 +35,16 @@ __all__ = [
     "ListenerContext",
     "Loaded",
     "Problem",
+    "ProvisioningHookConfig",
     "Setting",
     "TlsConfig",
     "TlsError",
     "default_config_file",
+    "hook_tls_context",
     "is_loopback",
     "load",
     "load_key_pair",
+    "read_hook_secret",
     "settings",
     "tls_context",
 ]
@@ -270,6 +274,24 @@ def _host(value: object) -> str:
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text) or re.fullmatch(r"[\d.]+", text):
             raise
     return text
+
+
+def _web_url(value: object) -> str:
+    text = _text(value)
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None or "#" in text:
+        raise ValueError
+    _host(parts.hostname)
+    if " " in text or not text.isascii() or parts.port == 0:
+        raise ValueError
+    return text
+
+
+def _web_url_kind() -> Kind[str | None]:
+    return Kind(
+        expected="http:// or https://, a host and a path, without user and password; such as https://erp.example/devices",
+        parse=lambda value, _: _web_url(value),
+    )
 
 
 def _host_kind() -> Kind[str]:
@@ -604,14 +626,45 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisioningHookConfig:
+    """An HTTP service that is asked before a device is created at its first contact."""
+
+    url: str | None = _setting(None, _web_url_kind(), "Where to ask by `POST`. Unset: nobody is asked.")
+    timeout: float = _setting(
+        0.1,
+        _duration_kind(0.001),
+        "Time for an answer, the connection included; then the adapter gets 503. Adapters wait 200 ms by default.",
+    )
+    secret_file: Path | None = _setting(
+        None, _file_kind(), "Shared secret of the signature: `whsec_` and 24 to 64 bytes in Base64. Unset: not signed."
+    )
+    ca_file: Path | None = _setting(
+        None, _file_kind(), "CAs that may vouch for the service (PEM). Unset: those that this machine trusts."
+    )
+    client_cert_file: Path | None = _setting(
+        None, _file_kind(), "Certificate that the registry shows to the service, then its chain (PEM)."
+    )
+    client_key_file: Path | None = _setting(
+        None, _file_kind(), "Private key of that certificate (PEM, without a pass phrase)."
+    )
+    max_concurrent: int = _setting(100, _whole_kind(1, 1000), "Questions at a time; beyond that the adapter gets 503.")
+
+    @property
+    def is_https(self) -> bool:
+        """Whether the service is asked over TLS."""
+        return self.url is not None and urlsplit(self.url).scheme == "https"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningConfig:
-    """Automatic provisioning of devices by certificate."""
+    """Automatic provisioning of devices by certificate and through gateways."""
 
     verify_signature: bool = _setting(
         True,
         _boolean_kind(),
         "Check the signature of a device's certificate. false: trust the adapters to have done it, as Hono does.",
     )
+    hook: ProvisioningHookConfig = field(default_factory=ProvisioningHookConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1018,6 +1071,7 @@ def _check(config: Config, origins: Mapping[str, str], problems: list[Problem], 
         _check_readable("startup.load", path, problem)
     if config.auth.permissions_file is not None:
         _check_readable("auth.permissions_file", config.auth.permissions_file, problem)
+    _check_hook(config.provisioning.hook, problem, warnings)
     for origin in config.http.cors_allowed_origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
             problem("http.cors_allowed_origins", f"{origin} is no origin: expected scheme://host[:port], or *")
@@ -1077,6 +1131,31 @@ def _check_key_material(tls: TlsConfig, key_file: Path, name: str, problem: Prob
         tls_context(tls)
     except TlsError as error:
         problem(f"{name}.tls.{error.key}", str(error))
+
+
+def _check_hook(hook: ProvisioningHookConfig, problem: ProblemSink, warnings: list[str]) -> None:
+    prefix = "provisioning.hook."
+    if (hook.client_cert_file is None) != (hook.client_key_file is None):
+        missing = "client_cert_file" if hook.client_cert_file is None else "client_key_file"
+        problem(f"{prefix}{missing}", "is needed too: certificate and key come as a pair")
+    readable = [
+        _check_readable(f"{prefix}{key}", path, problem)
+        for key in ("secret_file", "ca_file", "client_cert_file", "client_key_file")
+        if (path := getattr(hook, key)) is not None
+    ]
+    if not all(readable):
+        return
+    try:
+        if hook.secret_file is not None:
+            read_hook_secret(hook.secret_file)
+            if hook.secret_file.stat().st_mode & 0o007:
+                warnings.append(f"{prefix}secret_file: {hook.secret_file} can be read by everybody on this machine")
+        if hook.is_https or hook.ca_file is not None or hook.client_cert_file is not None:
+            hook_tls_context(hook)
+    except TlsError as error:
+        problem(f"{prefix}{error.key}", str(error))
+    if hook.url is not None and not hook.is_https and not is_loopback(urlsplit(hook.url).hostname or ""):
+        warnings.append(f"{prefix}url: devices and their certificates are told to {hook.url} without TLS")
 
 
 def _check_ports(config: Config, problem: ProblemSink) -> None:
@@ -1174,6 +1253,44 @@ def tls_context(tls: TlsConfig) -> ListenerContext:
             raise TlsError("client_ca_file", f"{tls.client_ca_file} cannot be read: {error.strerror}") from error
         required = tls.effective_client_auth == "required"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+    return context
+
+
+def read_hook_secret(path: Path) -> bytes:
+    """Read the shared secret of the provisioning hook, in the form of the Standard Webhooks specification.
+
+    Raises:
+        TlsError: It cannot be read, or has another form.
+    """
+    try:
+        text = path.read_bytes().strip().removeprefix(b"whsec_")
+        secret = base64.b64decode(text, validate=True)
+    except OSError as error:
+        raise TlsError("secret_file", f"{path} cannot be read: {error.strerror}") from error
+    except ValueError:
+        secret = b""
+    if not 24 <= len(secret) <= 64:
+        raise TlsError("secret_file", f"{path} must hold whsec_ and 24 to 64 bytes in Base64")
+    return secret
+
+
+def hook_tls_context(hook: ProvisioningHookConfig) -> ssl.SSLContext:
+    """Build the TLS context for asking the provisioning hook.
+
+    Raises:
+        TlsError: A file cannot be read or parsed, or certificate and key do not belong together.
+    """
+    try:
+        context = ssl.create_default_context(cafile=hook.ca_file)
+    except ssl.SSLError as error:
+        raise TlsError("ca_file", f"{hook.ca_file} holds no PEM certificates") from error
+    except OSError as error:
+        raise TlsError("ca_file", f"{hook.ca_file} cannot be read: {error.strerror}") from error
+    if hook.client_cert_file is not None and hook.client_key_file is not None:
+        try:
+            load_key_pair(context, hook.client_cert_file, hook.client_key_file)
+        except TlsError as error:
+            raise TlsError(f"client_{error.key}", str(error)) from error
     return context
 
 

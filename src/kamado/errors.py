@@ -72,6 +72,10 @@ class Reason(StrEnum):
     DEVICE_LIMIT_REACHED = "device-limit-reached"
     CREDENTIALS_LIMIT_REACHED = "credentials-limit-reached"
     DEVICE_ID_TAKEN = "device-id-taken"
+    HOOK_REFUSED = "hook-refused"
+    """The external system that has a say does not want the device."""
+    HOOK_FAILED = "hook-failed"
+    """It has given no answer, or none that can be used."""
 
 
 class RegistryError(Exception):

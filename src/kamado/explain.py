@@ -13,9 +13,10 @@ from kamado.auth import LOCAL_OPERATOR
 from kamado.document import decode
 from kamado.errors import NotFound, Reason, RegistryError, Unavailable
 from kamado.lookup import Answer, LookupService
+from kamado.provisioning import HookQuestion, HookReply
 from kamado.store import Lookups, Searches, Store, Transaction, Work
 
-__all__ = ["SENTENCES", "DryRunStore", "Explainer", "Explanation"]
+__all__ = ["SENTENCES", "DryRunHook", "DryRunStore", "Explainer", "Explanation"]
 
 T = TypeVar("T")
 
@@ -67,6 +68,10 @@ SENTENCES: dict[Reason, str] = {
     Reason.DEVICE_LIMIT_REACHED: "The tenant has as many devices as it may.",
     Reason.CREDENTIALS_LIMIT_REACHED: "The device would have more credentials than the tenant allows.",
     Reason.DEVICE_ID_TAKEN: "A device of this id is registered already, with other credentials.",
+    Reason.HOOK_REFUSED: "The external system that is asked about new devices (`provisioning.hook`) does not want this "
+    "one.",
+    Reason.HOOK_FAILED: "The external system that is asked about new devices (`provisioning.hook`) has not answered in "
+    "time, or not as it should; the log has a warning that says more.",
 }
 
 
@@ -109,11 +114,13 @@ class Explainer:
     """Makes look-ups with every right, and says what came of them.
 
     Args:
-        lookup: Built on a `DryRunStore`.
+        lookup: Built on a `DryRunStore` and, where an external system has a say, the hook.
+        hook: That one; `None` where nobody is asked.
     """
 
-    def __init__(self, lookup: LookupService) -> None:
+    def __init__(self, lookup: LookupService, hook: "DryRunHook | None" = None) -> None:
         self._lookup = lookup
+        self._hook = hook
 
     async def explain_tenant(self, body: bytes) -> Explanation:
         """Explain a request of the Tenant API (amqp-apis 9).
@@ -149,6 +156,7 @@ class Explainer:
                 await self._lookup.assert_registration(LOCAL_OPERATOR, tenant_id, device_id, None)
             except NotFound:
                 text = f"The device would be provisioned by this request, behind {gateway_id}. Nothing was stored now."
+                text += self._on_hook()
         return await self._found(answer, tenant_id, text)
 
     async def explain_credentials(self, tenant_id: str, body: bytes) -> Explanation:
@@ -164,6 +172,7 @@ class Explainer:
         device_id = str(_member(answer, "device-id"))
         if answer.status == 201:
             text = f"The device would be provisioned by this request, as {device_id}. Nothing was stored now."
+            text += self._on_hook()
             return await self._found(answer, tenant_id, text)
         text = f"These are credentials of device {device_id}; the adapter compares what the device presents."
         try:
@@ -172,6 +181,14 @@ class Explainer:
             refusal = _refused(error)
             text += f" But the device is turned away afterwards, {refusal.reason}: {refusal.text}"
         return await self._found(answer, tenant_id, text)
+
+    def _on_hook(self) -> str:
+        if self._hook is None or not self._hook.was_asked:
+            return ""
+        return (
+            " Before that, the external system of `provisioning.hook` would be asked whether the device is wanted; it "
+            "was not asked now."
+        )
 
     async def _found(self, answer: Answer, tenant_id: str, text: str) -> Explanation:
         """An adapter looks at the tenant, too, whatever it asks for."""
@@ -199,6 +216,18 @@ class _Undo(RegistryError):
     def __init__(self, result: object) -> None:
         super().__init__("undone")
         self.result = result
+
+
+class DryRunHook:
+    """A `ProvisioningHook` that asks nobody and wants every device."""
+
+    def __init__(self) -> None:
+        self.was_asked = False
+
+    async def ask(self, question: HookQuestion) -> HookReply:
+        """Take note of the question."""
+        self.was_asked = True
+        return HookReply(is_wanted=True)
 
 
 class DryRunStore:

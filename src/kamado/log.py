@@ -144,6 +144,9 @@ def configure(form: str, level: str, levels: Mapping[str, str], stream: TextIO |
     root.setLevel(level.upper())
     for name in logging.root.manager.loggerDict:
         logging.getLogger(name).setLevel(logging.NOTSET)
+    # The HTTP client under the provisioning hook tells of each request, and of each of its steps at level debug.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name, own in levels.items():
         logging.getLogger(name).setLevel(own.upper())
     logging.captureWarnings(capture=True)

@@ -6,24 +6,48 @@ checking its signature) is done before the transaction; everything that may have
 it. Device and credential appear together or not at all, and of several first contacts at once one creates and the
 others find.
 
-Knows nothing of AMQP, nor of who is told about the new device.
+Where an external system has a say, it is asked after all checks and before the transaction (provisioning 9).
+
+Knows nothing of AMQP, nor of how the external system is asked, nor of who is told about the new device.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
+from enum import StrEnum
+from typing import Final, Protocol
 
 from kamado.auth import Principal
 from kamado.credentials import Credential, X509Secret
-from kamado.devices import Device, stored_device
-from kamado.document import Identifiers, decode, decode_base64, format_timestamp, new_id
-from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason, RegistryError
-from kamado.store import Change, ChangeKind, DamagedRow, Store, StoredCredentials, StoredDevice, Transaction
+from kamado.devices import Device, parse_device, stored_device
+from kamado.document import Identifiers, JsonObject, Members, decode, decode_base64, format_timestamp, new_id
+from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Reason, RegistryError, Unavailable
+from kamado.store import (
+    Change,
+    ChangeKind,
+    DamagedRow,
+    Store,
+    StoredCredentials,
+    StoredDevice,
+    StoredTenant,
+    Transaction,
+)
 from kamado.tenants import Tenant, find_max_credentials_per_device, find_max_devices
 from kamado.x509 import Certificate, DistinguishedName, VerifiedCertificate, parse_certificate, verify
 
-__all__ = ["ProvisionedCredential", "ProvisioningService", "ProvisioningSettings"]
+__all__ = [
+    "FirstContact",
+    "HookFailed",
+    "HookQuestion",
+    "HookReply",
+    "ProvisionedCredential",
+    "ProvisioningHook",
+    "ProvisioningService",
+    "ProvisioningSettings",
+]
+
+_log = logging.getLogger(__name__)
 
 _X509: Final = "x509-cert"
 _GATEWAY_AUTHORITY: Final = "auto-provisioning-enabled"
@@ -59,6 +83,72 @@ class ProvisionedCredential:
         return 200 if self.credential is None else 201
 
 
+class FirstContact(StrEnum):
+    """How a device comes. The values are part of what the external system is asked."""
+
+    CERTIFICATE = "first-contact.certificate"
+    GATEWAY = "first-contact.gateway"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookQuestion:
+    """What an external system is asked: whether this device is wanted (provisioning 9)."""
+
+    kind: FirstContact
+    tenant_id: str
+    device_id: str
+    """As it will be created, unless the answer names another."""
+    auth_id: str | None = None
+    issuer_dn: str | None = None
+    certificate: bytes | None = field(default=None, repr=False)
+    """DER. The three are those of a device that comes by certificate."""
+    gateway_id: str | None = None
+    """Of a device that comes through a gateway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookReply:
+    """What an external system has answered."""
+
+    is_wanted: bool
+    body: object = None
+    """The JSON value; `None` if there is none."""
+
+
+class HookFailed(Exception):
+    """There is no answer that could be used. The text says why, for the log."""
+
+
+class ProvisioningHook(Protocol):
+    """An external system that has a say in which devices are created."""
+
+    async def ask(self, question: HookQuestion) -> HookReply:
+        """Ask whether a device is wanted. Waits, but not for ever; cancelled, it leaves nothing behind.
+
+        Called before anything has waited, so the caller may not be in a task yet (decision 8).
+
+        Raises:
+            HookFailed: It does not answer, or not in its form.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wishes:
+    """What an external system wants of a device that it wants."""
+
+    device_id: str | None = None
+    """`None` for the one that it was asked about."""
+    defaults: JsonObject = field(default_factory=dict)
+    ext: JsonObject = field(default_factory=dict)
+
+    def apply(self, device: Device) -> Device:
+        """Add them to a device that is to be created."""
+        return replace(device, defaults=device.defaults | self.defaults, ext=device.ext | self.ext)
+
+
+_NO_WISHES: Final = _Wishes()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """What the checks up to row 12 came to, and for which version of the tenant that is so."""
@@ -66,6 +156,7 @@ class _Plan:
     tenant_version: str
     device_id: str
     as_gateway: bool
+    issuer_dn: str
 
 
 class ProvisioningService:
@@ -76,6 +167,7 @@ class ProvisioningService:
         settings: Limits, and whether signatures are checked.
         identifiers: The rule for device ids, which one made from a template must keep.
         clock: The time now, aware UTC.
+        hook: An external system that has a say.
         observe: Takes what became of each first contact: `device` or `gateway`, and `created`, `found` or the reason.
     """
 
@@ -86,12 +178,14 @@ class ProvisioningService:
         identifiers: Identifiers,
         clock: Callable[[], datetime],
         *,
+        hook: ProvisioningHook | None = None,
         observe: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._identifiers = identifiers
         self._clock = clock
+        self._hook = hook
         self._observe = observe
 
     async def provision(
@@ -109,11 +203,12 @@ class ProvisioningService:
             client_certificate: As it stood in the request; not null.
 
         Raises:
-            NotFound: The tenant is unknown or disabled, trusts no such CA, or the certificate is not valid.
+            NotFound: The tenant is unknown or disabled, trusts no such CA, the certificate is not valid, or an external
+                system does not want the device.
             BadRequest: The certificate is unreadable, is not for this auth-id, or makes no valid device id.
             Forbidden: A limit is reached.
             Conflict: The device id belongs to a device with other credentials.
-            Unavailable: The database cannot be written now.
+            Unavailable: The database cannot be written now, or the external system has given no answer.
         """
         try:
             provisioned = await self._provision(principal, tenant_id, auth_id, client_certificate)
@@ -127,12 +222,33 @@ class ProvisioningService:
     async def _provision(
         self, principal: Principal, tenant_id: str, auth_id: str, client_certificate: object
     ) -> ProvisionedCredential:
-        seen = await self._store.read(lambda transaction: transaction.find_tenant(tenant_id))
-        if seen is None:
-            raise NotFound(_NO_CREDENTIALS, reason=Reason.TENANT_UNKNOWN)
+        async def look(transaction: Transaction) -> tuple[StoredTenant, int]:
+            stored = await transaction.find_tenant(tenant_id)
+            if stored is None:
+                raise NotFound(_NO_CREDENTIALS, reason=Reason.TENANT_UNKNOWN)
+            return stored, await transaction.count_devices(tenant_id)
+
+        seen, devices = await self._store.read(look)
         certificate = _read_certificate(client_certificate)
         now = self._clock()
         plan = self._decide(seen.version, seen.tenant, certificate, auth_id, now)
+        wishes = _NO_WISHES
+        if self._hook is not None:
+            self._check_limits(seen.tenant, devices)
+            wishes = await self._ask(
+                self._hook,
+                HookQuestion(
+                    kind=FirstContact.CERTIFICATE,
+                    tenant_id=tenant_id,
+                    device_id=plan.device_id,
+                    auth_id=auth_id,
+                    issuer_dn=plan.issuer_dn,
+                    certificate=certificate.der,
+                ),
+                _NO_CREDENTIALS,
+            )
+            # The id that the external system has been told, or has given: it may have made a note of it.
+            plan = replace(plan, device_id=wishes.device_id or plan.device_id)
 
         async def create(transaction: Transaction) -> ProvisionedCredential:
             # What an operator has changed meanwhile must count, so the checks are made once more if there is anything.
@@ -145,8 +261,12 @@ class ProvisioningService:
             decided = plan
             if stored.version != plan.tenant_version:
                 decided = self._decide(stored.version, stored.tenant, certificate, auth_id, now)
+                if self._hook is not None:
+                    decided = replace(decided, device_id=plan.device_id)
             self._check_limits(stored.tenant, await transaction.count_devices(tenant_id))
-            return await _insert_with_credential(transaction, principal, tenant_id, auth_id, plan=decided, now=now)
+            return await _insert_with_credential(
+                transaction, principal, tenant_id, auth_id, plan=decided, wishes=wishes, now=now
+            )
 
         try:
             return await self._store.write(create)
@@ -176,10 +296,11 @@ class ProvisioningService:
             What was created; `None` if there is such a device by now, whoever made it and for whichever gateway.
 
         Raises:
-            NotFound: The tenant is unknown, or the gateway may not provision devices.
+            NotFound: The tenant is unknown, the gateway may not provision devices, or the external system does not want
+                the device.
             BadRequest: The device id breaks the rule for device ids.
             Forbidden: The tenant has as many devices as it may.
-            Unavailable: The database cannot be written now.
+            Unavailable: The database cannot be written now, or the external system has given no answer.
         """
         # Most unknown devices are just unknown, and their gateway has no right to change that: no transaction for them.
         row = await self._store.lookups.find_registration(tenant_id, gateway_id)
@@ -206,7 +327,7 @@ class ProvisioningService:
             raise BadRequest(str(error), reason=Reason.EDGE_DEVICE_ID_INVALID) from None
         now = self._clock()
 
-        async def create(transaction: Transaction) -> Device | None:
+        async def check(transaction: Transaction) -> Device | None:
             stored = await transaction.find_tenant(tenant_id)
             if stored is None:
                 raise NotFound(_NO_DEVICE, reason=Reason.TENANT_UNKNOWN)
@@ -215,7 +336,22 @@ class ProvisioningService:
             gateway = await transaction.find_device(tenant_id, gateway_id)
             groups = _check_may_provision(None if gateway is None else gateway.device).member_of
             self._check_device_limit(stored.tenant, await transaction.count_devices(tenant_id))
-            device = Device(via=(gateway_id,), via_groups=groups)
+            return Device(via=(gateway_id,), via_groups=groups)
+
+        wishes = _NO_WISHES
+        if self._hook is not None:
+            if await self._store.read(check) is None:
+                return None
+            question = HookQuestion(
+                kind=FirstContact.GATEWAY, tenant_id=tenant_id, device_id=device_id, gateway_id=gateway_id
+            )
+            wishes = await self._ask(self._hook, question, _NO_DEVICE)
+
+        async def create(transaction: Transaction) -> Device | None:
+            checked = await check(transaction)
+            if checked is None:
+                return None
+            device = wishes.apply(checked)
             await _insert(transaction, principal, tenant_id, device_id, device=device, now=now)
             return device
 
@@ -224,6 +360,44 @@ class ProvisioningService:
         except Conflict:
             # Somebody else was faster (provisioning 4.3, step 1).
             return None
+
+    async def _ask(self, hook: ProvisioningHook, question: HookQuestion, refusal: str) -> _Wishes:
+        """Ask the external system (provisioning 9).
+
+        Args:
+            hook: The external system.
+            question: What is asked.
+            refusal: What the adapter reads if the device is not wanted.
+        """
+        try:
+            reply = await hook.ask(question)
+            if not reply.is_wanted:
+                raise NotFound(refusal, reason=Reason.HOOK_REFUSED)
+            return _NO_WISHES if reply.body is None else self._read_wishes(reply.body, question)
+        except HookFailed as error:
+            _log.warning(
+                "provisioning hook failed",
+                extra={"tenant_id": question.tenant_id, "device_id": question.device_id, "error": str(error)},
+            )
+            raise Unavailable("provisioning is not possible now", reason=Reason.HOOK_FAILED) from error
+
+    def _read_wishes(self, body: object, question: HookQuestion) -> _Wishes:
+        """Read the body of an answer, by the rules of devices (management 5)."""
+        try:
+            members = Members(body)
+            device_id, defaults, ext = members.value("device-id"), members.value("defaults"), members.value("ext")
+            members.finish()
+            device = parse_device({"defaults": defaults, "ext": ext})
+            if device_id is None:
+                return _Wishes(defaults=device.defaults, ext=device.ext)
+            if not isinstance(device_id, str):
+                raise BadRequest("device-id: must be a string")
+            self._identifiers.check_device_id(device_id)
+            if question.kind is FirstContact.GATEWAY and device_id != question.device_id:
+                raise BadRequest("device-id: a device that comes through a gateway has its id already")
+        except BadRequest as error:
+            raise HookFailed(f"the answer cannot be used: {error}") from error
+        return _Wishes(device_id=device_id, defaults=device.defaults, ext=device.ext)
 
     def _decide(
         self, tenant_version: str, tenant: Tenant, certificate: Certificate, auth_id: str, now: datetime
@@ -240,6 +414,7 @@ class ProvisioningService:
             tenant_version=tenant_version,
             device_id=self._make_device_id(verified),
             as_gateway=verified.anchor.auto_provision_as_gateway,
+            issuer_dn=certificate.issuer.text,
         )
 
     def _make_device_id(self, verified: VerifiedCertificate) -> str:
@@ -325,13 +500,22 @@ def _check_may_provision(gateway: Device | None) -> Device:
 
 
 async def _insert_with_credential(
-    transaction: Transaction, principal: Principal, tenant_id: str, auth_id: str, *, plan: _Plan, now: datetime
+    transaction: Transaction,
+    principal: Principal,
+    tenant_id: str,
+    auth_id: str,
+    *,
+    plan: _Plan,
+    wishes: _Wishes,
+    now: datetime,
 ) -> ProvisionedCredential:
     """Store what provisioning 3.5 describes."""
     comment = f"Auto-provisioned at {format_timestamp(now)}"
     # No validity: a renewed certificate of the same subject must go on working.
     credential = Credential(type=_X509, auth_id=auth_id, comment=comment, secrets=(X509Secret(id=new_id()),))
-    device = Device(ext={"comment": comment}, authorities=(_GATEWAY_AUTHORITY,) if plan.as_gateway else ())
+    device = wishes.apply(
+        Device(ext={"comment": comment}, authorities=(_GATEWAY_AUTHORITY,) if plan.as_gateway else ())
+    )
     await _insert(transaction, principal, tenant_id, plan.device_id, device=device, credentials=(credential,), now=now)
     return ProvisionedCredential(device_id=plan.device_id, credential=credential, as_gateway=plan.as_gateway)
 

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from tests.integration.certificates import Authority, tls_files
 
-from kamado.config import AmqpTlsConfig, Config, ConfigError, Loaded, load, settings, tls_context
+from kamado.config import AmqpTlsConfig, Config, ConfigError, Loaded, load, read_hook_secret, settings, tls_context
 
 
 def loaded(tmp_path: Path, toml: str = "", *assignments: str, environment: dict[str, str] | None = None) -> Loaded:
@@ -246,6 +246,95 @@ def test_files_must_be_readable(tmp_path: Path) -> None:
     problems = problems_of(tmp_path, "startup.load = ['none.json']\nauth.permissions_file = 'none'\n")
     assert len(problems) == 2
     assert all("cannot be read: No such file" in problem for problem in problems)
+
+
+# The provisioning hook
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "erp.example/devices",
+        "ftp://erp.example/",
+        "https://",
+        "https://user:secret@erp.example/",
+        "https://erp.example/#part",
+        "https://erp.example:99999/",
+        "https://erp.example:0/",
+        "https://erp.example/a b",
+        "https://-/",
+    ],
+)
+def test_wrong_addresses_of_a_hook(tmp_path: Path, url: str) -> None:
+    (problem,) = problems_of(tmp_path, f"provisioning.hook.url = '{url}'\n")
+    assert "http:// or https://, a host and a path" in problem
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        ("http://erp.example/", True),
+        ("http://192.0.2.1:8080/", True),
+        ("https://erp.example/", False),
+        ("http://127.0.0.1:9/x?y=z", False),
+        ("http://localhost:9", False),
+        ("http://[::1]:9/", False),
+    ],
+)
+def test_plain_hook_elsewhere_is_warned_of(tmp_path: Path, url: str, warns: bool) -> None:
+    result = loaded(tmp_path, f"provisioning.hook.url = '{url}'\n")
+    assert result.config.provisioning.hook.url == url
+    assert any("provisioning.hook.url" in warning for warning in result.warnings) is warns
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("whsec_" + "A" * 32, 24),
+        ("A" * 32 + "\n", 24),
+        ("whsec_" + "A" * 84 + "AA==", 64),
+        ("whsec_" + "A" * 28, None),
+        ("whsec_" + "A" * 88, None),
+        ("whsec_not base64", None),
+        ("", None),
+    ],
+)
+def test_secret_of_a_hook(tmp_path: Path, text: str, size: int | None) -> None:
+    file = tmp_path / "hook.secret"
+    file.write_text(text)
+    file.chmod(0o600)
+    toml = "provisioning.hook.secret_file = 'hook.secret'\n"
+    if size is None:
+        (problem,) = problems_of(tmp_path, toml)
+        assert problem.endswith("must hold whsec_ and 24 to 64 bytes in Base64")
+    else:
+        result = loaded(tmp_path, toml)
+        assert not result.warnings
+        assert len(read_hook_secret(file)) == size
+        file.chmod(0o644)
+        (warning,) = loaded(tmp_path, toml).warnings
+        assert "can be read by everybody" in warning
+
+
+def test_files_of_a_hook_are_checked(tmp_path: Path) -> None:
+    files = tls_files(tmp_path)
+    (tmp_path / "empty").touch()
+    start = "[provisioning.hook]\nurl = 'https://erp.example/'\n"
+    for lines, key in (
+        ("secret_file = 'none'\n", "secret_file"),
+        ("ca_file = 'none'\n", "ca_file"),
+        ("ca_file = 'empty'\n", "ca_file"),
+        (f"client_cert_file = '{files.cert_file}'\n", "client_key_file"),
+        (f"client_key_file = '{files.key_file}'\n", "client_cert_file"),
+        (f"client_cert_file = '{files.ca_file}'\nclient_key_file = '{files.key_file}'\n", "client_key_file"),
+        (f"client_cert_file = 'empty'\nclient_key_file = '{files.key_file}'\n", "client_cert_file"),
+    ):
+        (problem,) = problems_of(tmp_path, start + lines)
+        assert problem.startswith(f"provisioning.hook.{key}"), problem
+    good = (
+        f"ca_file = '{files.ca_file}'\nclient_cert_file = '{files.cert_file}'\nclient_key_file = '{files.key_file}'\n"
+    )
+    assert not loaded(tmp_path, start + good).warnings
 
 
 # Listeners

@@ -21,7 +21,15 @@ from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 from kamado.devices import Device
 from kamado.document import Identifiers
 from kamado.errors import BadRequest, Forbidden, NotFound, Reason, RegistryError
-from kamado.provisioning import ProvisionedCredential, ProvisioningService, ProvisioningSettings
+from kamado.provisioning import (
+    FirstContact,
+    HookFailed,
+    HookQuestion,
+    HookReply,
+    ProvisionedCredential,
+    ProvisioningService,
+    ProvisioningSettings,
+)
 from kamado.store import (
     Change,
     ChangeKind,
@@ -620,6 +628,240 @@ class TestEdgeDevice:
             store.lookups_instead = SimpleNamespace(find_registration=find_damaged)
             with pytest.raises(DamagedRow, match="devices: acme, gw"):
                 contact("edge-1")
+
+
+class FakeHook:
+    """An external system whose answer a test decides.
+
+    Args:
+        reply: What it answers; an error is raised.
+        meanwhile: What happens while it is asked.
+    """
+
+    def __init__(
+        self, reply: HookReply | HookFailed | object = None, meanwhile: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        is_ready = isinstance(reply, HookReply | HookFailed)
+        self.reply = reply if is_ready else HookReply(is_wanted=True, body=reply)
+        self.meanwhile = meanwhile
+        self.questions: list[HookQuestion] = []
+
+    async def ask(self, question: HookQuestion) -> HookReply:
+        self.questions.append(question)
+        await asyncio.sleep(0)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        if isinstance(self.reply, HookFailed):
+            raise self.reply
+        assert isinstance(self.reply, HookReply)
+        return self.reply
+
+
+REFUSED = HookReply(is_wanted=False)
+WRONG_WISHES: list[object] = [
+    [],
+    "device-id",
+    {"device-id": 5},
+    {"device-id": ""},
+    {"device-id": "a b"},
+    {"device-id": "x" * 257},
+    {"defaults": []},
+    {"defaults": "x"},
+    {"ext": 1},
+    {"enabled": True},
+    {"via": ["gw"]},
+    {"ext": {}, "more": None},
+]
+
+
+class TestHookByCertificate:
+    """Provisioning 9, between rows 13 and 14 of 3.2."""
+
+    def contact(self, sample: SampleStore, hook: FakeHook, **settings: Any) -> Contact:
+        contact = Contact(sample, **settings)
+        contact.service._hook = hook
+        return contact
+
+    def test_what_is_asked(self, sample: SampleStore) -> None:
+        hook = FakeHook()
+        certificate = issue(SUBJECT)
+        created = self.contact(sample, hook)(SUBJECT, certificate)
+        assert created.status == 201
+        assert hook.questions == [
+            HookQuestion(
+                kind=FirstContact.CERTIFICATE,
+                tenant_id="acme",
+                device_id=created.device_id,
+                auth_id=SUBJECT,
+                issuer_dn="CN=CA A,O=Acme",
+                certificate=certificate.der,
+            )
+        ]
+        stored = sample.find_device("acme", created.device_id)
+        assert stored is not None
+        assert stored.device.ext == {"comment": "Auto-provisioned at 2026-03-01T12:00:00Z"}
+
+    def test_what_it_wants_for_the_device(self, sample: SampleStore) -> None:
+        hook = FakeHook({"device-id": "erp-7", "defaults": {"ttl": 30}, "ext": {"site": 7, "comment": "theirs"}})
+        assert self.contact(sample, hook)(SUBJECT, issue(SUBJECT)).device_id == "erp-7"
+        stored, credentials = sample.find_device("acme", "erp-7"), sample.find_credentials("acme", "erp-7")
+        assert stored is not None
+        assert credentials is not None
+        assert stored.device == Device(defaults={"ttl": 30}, ext={"site": 7, "comment": "theirs"})
+        assert credentials.credentials[0].auth_id == SUBJECT
+
+    @pytest.mark.parametrize("body", [{}, {"device-id": None, "defaults": None, "ext": None}])
+    def test_nothing_in_particular(self, sample: SampleStore, body: object) -> None:
+        assert self.contact(sample, FakeHook(body))(SUBJECT, issue(SUBJECT)).status == 201
+
+    def test_refused(self, sample: SampleStore, contact: Contact) -> None:
+        """404, with the text of every other refusal."""
+        refusing = self.contact(sample, FakeHook(REFUSED))
+        assert refusing.refused(SUBJECT, issue(SUBJECT)) == (404, Reason.HOOK_REFUSED)
+        texts = set()
+        for one, certificate in ((refusing, issue(SUBJECT)), (contact, issue(SUBJECT, B))):
+            with pytest.raises(NotFound) as refusal:
+                one(SUBJECT, certificate)
+            texts.add(str(refusal.value))
+        assert len(texts) == 1
+
+    def test_failed(self, sample: SampleStore, caplog: pytest.LogCaptureFixture) -> None:
+        hook = FakeHook(HookFailed("no answer in time"))
+        assert self.contact(sample, hook).refused(SUBJECT, issue(SUBJECT)) == (503, Reason.HOOK_FAILED)
+        (record,) = caplog.records
+        assert (record.levelname, record.getMessage()) == ("WARNING", "provisioning hook failed")
+        assert record.__dict__["error"] == "no answer in time"
+        assert record.__dict__["tenant_id"] == "acme"
+
+    @pytest.mark.parametrize("body", WRONG_WISHES, ids=str)
+    def test_rubbish(self, sample: SampleStore, body: object) -> None:
+        assert self.contact(sample, FakeHook(body)).refused(SUBJECT, issue(SUBJECT)) == (503, Reason.HOOK_FAILED)
+
+    @pytest.mark.parametrize(
+        ("document", "auth_id", "ca"),
+        [
+            ({"trusted-ca": [on(A)]}, SUBJECT, B),
+            ({"trusted-ca": [on(A)]}, "CN=q", A),
+            ({"enabled": False, "trusted-ca": [on(A)]}, SUBJECT, A),
+            ({"trusted-ca": [on(A)], "registration-limits": {"max-devices": 0}}, SUBJECT, A),
+            ({"trusted-ca": [on(A)], "registration-limits": {"max-credentials-per-device": 0}}, SUBJECT, A),
+            ({"trusted-ca": [on(A, auto_provisioning_device_id_template="{{subject-ou}}")]}, SUBJECT, A),
+        ],
+    )
+    def test_asked_after_all_checks(
+        self, sample: SampleStore, document: dict[str, object], auth_id: str, ca: Authority
+    ) -> None:
+        """Who would be refused anyhow is not told to anybody."""
+        sample.put_tenant("acme", document)
+        hook = FakeHook()
+        with pytest.raises(RegistryError):
+            self.contact(sample, hook)(auth_id, issue(SUBJECT, ca))
+        assert not hook.questions
+
+    @pytest.mark.parametrize(
+        ("document", "expected"),
+        [
+            ({"enabled": False, "trusted-ca": [on(A)]}, (404, Reason.TENANT_DISABLED)),
+            ({"trusted-ca": [A.trust_anchor()]}, (404, Reason.ISSUER_DOES_NOT_PROVISION)),
+            ({"trusted-ca": [on(A)], "registration-limits": {"max-devices": 0}}, (403, Reason.DEVICE_LIMIT_REACHED)),
+        ],
+    )
+    def test_checked_again_afterwards(
+        self, sample: SampleStore, document: dict[str, object], expected: tuple[int, Reason]
+    ) -> None:
+        hook = FakeHook({"device-id": "x"}, lambda: sample.putting_tenant("acme", document))
+        assert self.contact(sample, hook).refused(SUBJECT, issue(SUBJECT)) == expected
+
+    def test_the_id_that_it_was_told_is_kept(self, sample: SampleStore) -> None:
+        """Also if the tenant has changed and everything was decided anew."""
+        document = {"trusted-ca": [on(A, auto_provision_as_gateway=True)]}
+        hook = FakeHook(meanwhile=lambda: sample.putting_tenant("acme", document))
+        created = self.contact(sample, hook)(SUBJECT, issue(SUBJECT))
+        assert created.device_id == hook.questions[0].device_id
+        assert created.as_gateway
+
+    def test_its_device_id_belongs_to_another(self, sample: SampleStore) -> None:
+        """409, as with templates (3.7)."""
+        sample.put_device("acme", "taken", {"ext": {"mine": True}})
+        contact = self.contact(sample, FakeHook({"device-id": "taken", "ext": {"mine": False}}))
+        assert contact.refused(SUBJECT, issue(SUBJECT)) == (409, Reason.DEVICE_ID_TAKEN)
+        stored = sample.find_device("acme", "taken")
+        assert stored is not None
+        assert stored.device.ext == {"mine": True}
+
+    def test_many_at_once(self, sample: SampleStore) -> None:
+        hook = FakeHook(meanwhile=lambda: asyncio.sleep(0.01))
+        contact = self.contact(sample, hook)
+        certificate = issue(SUBJECT).base64
+
+        async def all_at_once() -> list[ProvisionedCredential]:
+            return await asyncio.gather(
+                *(contact.service.provision(ADAPTER, "acme", SUBJECT, certificate) for _ in range(20))
+            )
+
+        results = sample.run(all_at_once())
+        assert sorted(result.status for result in results) == [200] * 19 + [201]
+        assert sample.count_devices("acme") == 1
+        assert len(hook.questions) == 20
+
+
+@pytest.mark.usefixtures("gateway")
+class TestHookThroughGateway:
+    """Provisioning 9, before 4.3 row 1."""
+
+    def contact(self, sample: SampleStore, hook: FakeHook) -> EdgeContact:
+        contact = EdgeContact(sample)
+        contact.service._hook = hook
+        return contact
+
+    def test_asked_and_wanted(self, sample: SampleStore) -> None:
+        hook = FakeHook({"device-id": "edge-1", "defaults": {"ttl": 30}, "ext": {"site": 7}})
+        created = self.contact(sample, hook)("edge-1")
+        assert hook.questions == [
+            HookQuestion(kind=FirstContact.GATEWAY, tenant_id="acme", device_id="edge-1", gateway_id="gw")
+        ]
+        stored = sample.find_device("acme", "edge-1")
+        assert stored is not None
+        expected = Device(via=("gw",), via_groups=("hall", "yard"), defaults={"ttl": 30}, ext={"site": 7})
+        assert stored.device == created == expected
+
+    def test_refused_and_failed(self, sample: SampleStore) -> None:
+        contact = self.contact(sample, FakeHook(REFUSED))
+        assert contact.refused("edge-1") == (404, Reason.HOOK_REFUSED)
+        assert self.contact(sample, FakeHook(HookFailed("x"))).refused("edge-1") == (503, Reason.HOOK_FAILED)
+        assert contact.seen == [("edge", "hook-refused")]
+
+    @pytest.mark.parametrize("body", [*WRONG_WISHES, {"device-id": "edge-2"}], ids=str)
+    def test_rubbish(self, sample: SampleStore, body: object) -> None:
+        assert self.contact(sample, FakeHook(body)).refused("edge-1") == (503, Reason.HOOK_FAILED)
+
+    def test_asked_after_all_checks(self, sample: SampleStore) -> None:
+        hook = FakeHook()
+        contact = self.contact(sample, hook)
+        sample.put_device("acme", "plain")
+        sample.put_device("acme", "edge-1", {"via": ["other"]})
+        assert contact("edge-1") is None
+        contact.refused("edge-2", "plain")
+        contact.refused("a b")
+        sample.put_tenant("acme", {"registration-limits": {"max-devices": 1}})
+        contact.refused("edge-2")
+        assert not hook.questions
+
+    def test_checked_again_afterwards(self, sample: SampleStore) -> None:
+        document = {"registration-limits": {"max-devices": 1}}
+        hook = FakeHook(meanwhile=lambda: sample.putting_tenant("acme", document))
+        assert self.contact(sample, hook).refused("edge-1") == (403, Reason.DEVICE_LIMIT_REACHED)
+
+    def test_many_at_once(self, sample: SampleStore) -> None:
+        contact = self.contact(sample, FakeHook(meanwhile=lambda: asyncio.sleep(0.01)))
+
+        async def all_at_once() -> list[Device | None]:
+            return await asyncio.gather(
+                *(contact.service.provision_edge_device(ADAPTER, "acme", "edge-1", "gw") for _ in range(20))
+            )
+
+        assert len([device for device in sample.run(all_at_once()) if device is not None]) == 1
+        assert sample.count_devices("acme") == 2
 
 
 class StoreThat:
