@@ -367,7 +367,7 @@ def _error_responses(max_body_size: int) -> Json:
         ),
         "Unauthorized": error(
             "A login is needed, or name or password are wrong.",
-            {"error": "a login is needed"},
+            {"error": "a login is required: name and password of an operator's account"},
             {"WWW-Authenticate": _ref("headers", "WWW-Authenticate")},
         ),
         "Forbidden": error(
@@ -486,7 +486,8 @@ def _paths() -> Json:
                 "Devices",
                 "deleteAllDevices",
                 "Delete all devices of a tenant",
-                "Their credentials go with them; the tenant stays. It is no error if there are none, or no tenant.",
+                "Their credentials go with them; the tenant stays, and so do devices that are created meanwhile. It is "
+                "no error if there are none, or no tenant. If it is interrupted, some are gone; send it again.",
                 [tenant],
                 is_all=True,
             ),
