@@ -355,9 +355,6 @@ def test_idle_connections_are_closed(registry: Registry, receiver: Receiver) -> 
 def test_plain_http_to_another_host_is_warned_of() -> None:
     shown = kamado("check-config", "--set", "provisioning.hook.url=http://erp.example/devices")
     assert "without TLS" in shown.stderr + shown.stdout
-    for url in ("http://127.0.0.1:9/", "http://localhost/x", "http://[::1]:9/", "https://erp.example/"):
-        shown = kamado("check-config", "--set", f"provisioning.hook.url={url}")
-        assert "without TLS" not in shown.stderr + shown.stdout
 
 
 @contextlib.contextmanager
