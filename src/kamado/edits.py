@@ -76,8 +76,9 @@ def parse_assignment(text: str) -> Assignment:
 
 
 def _value(name: str, text: str) -> object:
+    data = _bytes(name, text)
     try:
-        return decode(text.encode())
+        return decode(data)
     except BadRequest as error:
         if text.lstrip().startswith(_STRUCTURED):
             raise BadRequest(f"{name}: the value is {error}") from None
@@ -95,12 +96,19 @@ def parse_filter(text: str) -> JsonObject:
     name, sign, value = text.partition("=")
     if not sign:
         raise BadRequest(f"{text!r} has not the form FIELD=VALUE")
-    return {"field": _pointer(parse_member(name)), "value": _scalar(value)}
+    return {"field": _pointer(parse_member(name)), "value": _scalar(_bytes(name, value), value)}
 
 
-def _scalar(text: str) -> object:
+def _bytes(name: str, text: str) -> bytes:
     try:
-        value = decode(text.encode())
+        return text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{name}: the value is not UTF-8") from None
+
+
+def _scalar(data: bytes, text: str) -> object:
+    try:
+        value = decode(data)
     except BadRequest:
         return text
     return value if isinstance(value, str | int | float) else text

@@ -7,6 +7,7 @@ nothing of what the commands are about.
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ __all__ = [
     "ask_secret",
     "confirm",
     "fail",
+    "json_text",
     "print_json",
     "print_lines",
     "print_table",
@@ -111,9 +113,18 @@ def print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Non
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
 
 
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """Write JSON as people read it, with what would steer a terminal as escapes (C0 is anyway)."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+_STEERING = re.compile("[\x7f-\x9f]")
+
+
 def print_json(value: object) -> None:
     """Print JSON for people, in colours on a terminal."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
+    text = json_text(value, indent=2)
     if sys.stdout.isatty():
         from rich.console import Console
 

@@ -192,8 +192,8 @@ def test_changes_at_the_same_time_are_all_kept(registry: Registry, at: dict[str,
     assert registry.request("GET", f"/v1/tenants/{tenant_id}").object["ext"] == {f"n{n}": n for n in range(5)}
 
 
+@pytest.mark.row("management-api 13.2", 25, 26, 29)
 def test_only_if_the_version_is_the_expected_one(operate: Operate, registry: Registry) -> None:
-    """Management 13.2 rows 25, 26 and 29."""
     tenant_id = registry.create_tenant()
     version = json.loads(operate("tenant", "get", tenant_id, "--json").stdout)["version"]
     for arguments in (("set", tenant_id, "--disabled"), ("delete", tenant_id, "--yes")):
@@ -222,6 +222,13 @@ def test_only_if_the_version_is_the_expected_one(operate: Operate, registry: Reg
         (("device", "delete", "t", "--all", "--if-match", "x"), USAGE, "--if-match"),
         (("device", "create", "no-such-tenant", "d"), REFUSED, "no-such-tenant"),
         (("tenant", "get", "x", "--url", "localhost"), USAGE, "http://HOST:PORT"),
+        (("tenant", "get", "x", "--url", "http://a b"), UNAVAILABLE, "No answer from the registry at http://a b"),
+        (("tenant", "get", "\udcff"), USAGE, "not UTF-8"),
+        (("tenant", "create", "x", "--alias", "\udcff"), USAGE, "not UTF-8"),
+        (("tenant", "create", "x", "--set", "alias=\udcff"), USAGE, "not UTF-8"),
+        (("tenant", "set", "x", "--enabled", "--if-match", "\udcff"), REFUSED, "there is no tenant"),
+        (("tenant", "delete", "x", "--yes", "--if-match", "\udcff"), USAGE, "not UTF-8"),
+        (("tenant", "delete", "x", "--yes", "--if-match", "ü"), REFUSED, "there is no tenant"),
         (("tenant", "get", "x", "--profile", "none"), CONFIGURATION, "has no profile none"),
         (("tenant", "get", "x", "--password-file", "p"), USAGE, "--username"),
         (("tenant", "create", "x", "--trusted-ca", "/no/file"), WRONG_DATA, "cannot be read"),
@@ -501,6 +508,37 @@ def test_login_by_options_variables_and_terminal(locked: FakeRegistry, nowhere: 
     assert "KAMADO_PASSWORD" in result.stderr
 
 
+def test_accounts_of_operators(new_registry: NewRegistry, operate: Operate, tmp_path: Path) -> None:
+    """Management 3.11; 6.9 and 6.10: who may not see a key does not lose it by changing something else."""
+    registry = new_registry()
+    tenant_id = registry.create_tenant()
+    device_id = registry.create_device(tenant_id)
+    key = {"type": "psk", "auth-id": "a", "secrets": [{"key": "AAEC"}]}
+    registry.set_credentials(tenant_id, device_id, [key])
+    (tmp_path / "password").write_text("tea-pot-42\n")
+    password_file = ("--password-file", str(tmp_path / "password"))
+    registry.run("operator", "add", "alice", *password_file)
+    url = ("--url", registry.http_url)
+    assert "log in with --username" in operate("tenant", "list", *url, expect_status=LOGIN_REFUSED).stderr
+    login = (*url, "--username", "alice", *password_file)
+    assert operate("tenant", "list", "-q", *login).stdout == f"{tenant_id}\n"
+    operate("tenant", "list", *url, "--username", "bob", *password_file, expect_status=LOGIN_REFUSED)
+    shown = json.loads(operate("credentials", "get", tenant_id, device_id, *login).stdout)
+    assert "key" not in shown["credentials"][0]["secrets"][0]
+    given = ("--password", "a", "--secret-file", "-")
+    operate("credentials", "add", tenant_id, device_id, *given, *login, stdin="x\n")
+    answer = registry.run("ask", "credentials", tenant_id, "psk", "a", "--url", registry.addresses["amqp"], "--json")
+    assert json.loads(answer.stdout)["payload"]["secrets"][0]["key"] == "AAEC"
+
+
+def test_proxy_that_cannot_be_used(nowhere: dict[str, str]) -> None:
+    for proxy in ("socks5://127.0.0.1:1", "nonsense://x"):
+        arguments = ("tenant", "list", "--url", "http://registry.invalid")
+        environment = nowhere | {"HTTP_PROXY": proxy, "ALL_PROXY": proxy}
+        result = kamado(*arguments, environment=environment, expect_status=UNAVAILABLE)
+        assert "Traceback" not in result.stderr
+
+
 def test_login_by_profile(locked: FakeRegistry, tmp_path: Path) -> None:
     file = tmp_path / "profiles.toml"
     file.write_text(f'[plant]\nurl = "{locked.url}"\nusername = "alice"\npassword_file = "secret"\n')
@@ -677,8 +715,9 @@ def test_registry_that_counts_pages_and_finds_nothing_with_200(new_registry: New
     assert result.stdout.splitlines() == ids[::-1][10:]
 
 
+@pytest.mark.row("management-api 13.5", 134)
 def test_empty_registry(new_registry: NewRegistry, operate: Operate) -> None:
-    """Management 13.5 row 134: 404, which is no error of a list."""
+    """A 404 that is no error of a list."""
     at = ("--url", new_registry().http_url)
     result = operate("tenant", "list", *at)
     assert (result.stdout, result.stderr) == ("", "")
@@ -737,11 +776,12 @@ def test_list_of_nothing(operate: Operate) -> None:
 
 
 def test_what_would_steer_a_terminal_is_written_as_escapes(operate: Operate) -> None:
-    page = json.dumps({"total": 1, "result": [{"id": "\x1b[31m", "via": ["a\nb"]}]}).encode()
+    page = json.dumps({"total": 1, "result": [{"id": "\x1b[31m", "via": ["a\nb\x9b"]}]}).encode()
     for form in ((), ("-q",), ("--json",)):
         with FakeRegistry(answers=[(200, {}, page)]) as fake:
             result = operate("device", "list", "T", "--url", fake.url, *form)
             assert "\x1b" not in result.stdout
+            assert "\x9b" not in result.stdout
     with FakeRegistry(answers=[(400, {}, b'{"error": "\\u001b[31m"}')]) as fake:
         result = operate("tenant", "get", "T", "--url", fake.url, expect_status=WRONG_REQUEST)
         assert result.stderr == "\\x1b[31m\n"

@@ -61,7 +61,7 @@ def test_value_that_is_json_is_that_and_any_other_is_text(text: str, value: obje
     assert parse_assignment(text) == Assignment(("a",), value)
 
 
-@pytest.mark.parametrize("text", ["a", "=1", 'a={"b": 1', "a=[1,]", 'a="x'])
+@pytest.mark.parametrize("text", ["a", "=1", 'a={"b": 1', "a=[1,]", 'a="x', "a=\udcff"])
 def test_wrong_assignments(text: str) -> None:
     with pytest.raises(BadRequest):
         parse_assignment(text)

@@ -148,6 +148,9 @@ class RegistryClient:
     """Sends requests on a connection that is kept.
 
     Reads are repeated a few times if the registry asks for it (503 with `Retry-After`), writes never are.
+
+    Raises:
+        Unreachable: The URL, or a proxy that the environment names, cannot be used.
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -155,20 +158,23 @@ class RegistryClient:
         login = None
         if settings.username is not None:
             login = httpx.BasicAuth(settings.username.encode(), (settings.password or "").encode())
-        self._http = httpx.Client(
-            base_url=settings.url,
-            auth=login,
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "User-Agent": f"kamado/{__version__}",
-            },
-            timeout=settings.timeout,
-            # Plain HTTP needs none, and to load the system's CAs takes long: one that trusts nobody.
-            verify=settings.ssl_context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            # Proxies are for what is elsewhere.
-            trust_env=not is_loopback(settings.url),
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=settings.url,
+                auth=login,
+                headers={
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": f"kamado/{__version__}",
+                },
+                timeout=settings.timeout,
+                # Plain HTTP needs none, and to load the system's CAs takes long: one that trusts nobody.
+                verify=settings.ssl_context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+                # Proxies are for what is elsewhere.
+                trust_env=not is_loopback(settings.url),
+            )
+        except (ValueError, ImportError, httpx.InvalidURL) as error:
+            raise Unreachable(str(error)) from None
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +224,7 @@ class RegistryClient:
             ErrorAnswer: The registry refuses.
             Unreachable: There is no answer, or none of a registry; it may have been done, or not.
         """
-        headers = {} if if_match is None else {"If-Match": if_match}
+        headers = {} if if_match is None else {"If-Match": if_match.encode()}
         body = None if document is None else encode(document)
         return _answer(self._send(method, path, body=body, headers=headers, timeout=timeout))
 
@@ -351,17 +357,22 @@ class RegistryClient:
         *,
         query: Query = (),
         body: bytes | None = None,
-        headers: dict[str, str] | None = None,
+        headers: dict[str, bytes] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
         """Send a request and read the response to its end."""
         target = "/v1/" + "/".join(_escape(segment) for segment in path)
         headers = dict(headers or {})
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = b"application/json"
         timeout = self._settings.timeout if timeout is None else timeout
         request = self._http.build_request(
-            method, target, params=list(query), content=body, headers=headers, timeout=timeout
+            method,
+            target,
+            params=list(query),
+            content=body,
+            headers=[(name.encode(), value) for name, value in headers.items()],
+            timeout=timeout,
         )
         deadline = time.monotonic() + timeout
         try:

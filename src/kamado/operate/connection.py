@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from urllib.parse import urlsplit
 
 import typer
 
 from kamado import profiles
 from kamado.edits import show_value
-from kamado.errors import BadRequest, Conflict, NotFound
+from kamado.errors import Conflict, NotFound
 from kamado.profiles import ProfileError, WrongOption
 from kamado.terminal import (
     LOGIN_REFUSED,
@@ -161,18 +161,18 @@ def registry(connect: Connect) -> Iterator["RegistryClient"]:
         ssl_context=context,
         timeout=connection.timeout,
     )
-    with RegistryClient(settings) as client:
-        try:
+    try:
+        with RegistryClient(settings) as client:
             yield client
-        except RequestFailed as error:
-            _fail_request(error, target)
-        except (NotFound, Conflict) as error:
-            fail(str(error), REFUSED)
-        except BadRequest as error:
-            raise typer.BadParameter(str(error)) from None
+    except RequestFailed as error:
+        _fail_request(error, target)
+    except (NotFound, Conflict) as error:
+        fail(str(error), REFUSED)
+    except UnicodeEncodeError:
+        raise typer.BadParameter("what is not UTF-8 text cannot be sent") from None
 
 
-def _fail_request(error: "RequestFailed", target: profiles.Target) -> None:
+def _fail_request(error: "RequestFailed", target: profiles.Target) -> NoReturn:
     from kamado.http.client import CertificateRefused, ErrorAnswer
 
     text = printable(str(error))

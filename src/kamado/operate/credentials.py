@@ -1,6 +1,5 @@
 """The command `kamado credentials`: a device's list of credentials as a whole, or one of them."""
 
-import json
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +29,7 @@ from kamado.terminal import (
     RowPrinter,
     ask_secret,
     fail,
+    json_text,
     print_lines,
     printable,
     read_first_line,
@@ -226,7 +226,7 @@ def credentials_list(
     with registry(connect) as client:
         credentials = client.get("credentials", tenant_id, device_id).array
     if form is Form.LINES:
-        print_lines([json.dumps(one, ensure_ascii=False) for one in credentials])
+        print_lines([json_text(one) for one in credentials])
     elif form is Form.IDS:
         print_lines(
             [f"{show_value(one.get('type'))} {printable(show_value(one.get('auth-id')))}" for one in credentials]

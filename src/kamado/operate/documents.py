@@ -1,6 +1,5 @@
 """Resources as documents: their options and files, and making, reading, replacing and changing one."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from kamado.document import JsonObject, decode, encode_base64
 from kamado.edits import parse_assignment, parse_member, set_member, unset_member
 from kamado.errors import BadRequest
 from kamado.operate.connection import Connect, registry
-from kamado.terminal import WRONG_DATA, fail, print_json, print_lines, say, with_options
+from kamado.terminal import WRONG_DATA, fail, json_text, print_json, print_lines, say, with_options
 
 if TYPE_CHECKING:
     from kamado.http.client import Answer, RegistryClient
@@ -107,6 +106,7 @@ DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", callback=check_
 
 
 def check_optional_id(text: str | None) -> str | None:
+    """Do the same for an id that may be left out."""
     return None if text is None else check_id(text)
 
 
@@ -117,6 +117,7 @@ NewIdArgument = Annotated[
 
 
 def read_json(path: Path) -> object:
+    """Read a file, or standard input if it is called `-`; what is no JSON ends the command."""
     try:
         text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -156,6 +157,7 @@ class Edit:
 
     @property
     def is_empty(self) -> bool:
+        """Whether they say nothing."""
         return not self.assignments and not self.unset and all(one is None for one in self.members.values())
 
     def apply(self, document: JsonObject) -> JsonObject:
@@ -230,6 +232,7 @@ def read_certificate(path: Path) -> tuple[str, str]:
 
 
 def create_resource(connect: Connect, path: tuple[str, ...], file: Path | None, edit: Edit, *, as_json: bool) -> None:
+    """Create a resource from a file and options, and print its id."""
     document = edit.apply({} if file is None else read_object(file, None))
     with registry(connect) as client:
         answer = client.write("POST", *path, document=document)
@@ -241,6 +244,7 @@ def create_resource(connect: Connect, path: tuple[str, ...], file: Path | None, 
 
 
 def get_resource(connect: Connect, path: tuple[str, ...], *, as_json: bool) -> None:
+    """Print a resource with its id and version."""
     with registry(connect) as client:
         answer = client.get(*path)
         value = {"id": path[-1], "version": answer.version, **answer.object}
@@ -250,6 +254,7 @@ def get_resource(connect: Connect, path: tuple[str, ...], *, as_json: bool) -> N
 def set_resource(
     connect: Connect, path: tuple[str, ...], file: Path | None, edit: Edit, if_match: str | None, *, as_json: bool
 ) -> None:
+    """Replace a resource by a file, or change what options name."""
     if (file is None) == edit.is_empty:
         raise typer.BadParameter("say either with --file what it shall be, or with other options what shall change")
     document = None if file is None else read_object(file, path[-1])
@@ -287,10 +292,12 @@ def change_resource(
 
 
 def print_line(value: object) -> None:
-    print_lines([json.dumps(value, ensure_ascii=False)])
+    """Print JSON on one line."""
+    print_lines([json_text(value)])
 
 
 def print_object(value: object, *, as_json: bool) -> None:
+    """Print a resource, for scripts or for people."""
     if as_json:
         print_line(value)
     else:

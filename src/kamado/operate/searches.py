@@ -12,7 +12,7 @@ from kamado.document import JsonObject
 from kamado.edits import find_member, parse_filter, parse_member, parse_sort, show_value
 from kamado.errors import BadRequest
 from kamado.operate.connection import Connect, registry
-from kamado.terminal import OK, REFUSED, RowPrinter, fail, print_lines, printable, say, with_options
+from kamado.terminal import OK, REFUSED, RowPrinter, fail, json_text, print_lines, printable, say, with_options
 
 if TYPE_CHECKING:
     from kamado.http.client import Page, RegistryClient
@@ -99,12 +99,13 @@ class Listing:
             case Form.IDS:
                 print_lines([printable(str(one["id"])) for one in resources])
             case Form.LINES:
-                print_lines([json.dumps(one, ensure_ascii=False) for one in resources])
+                print_lines([json_text(one) for one in resources])
             case Form.TABLE:
                 self._table.print([[column.cell(one) for column in self._columns] for one in resources])
 
 
 def chosen_columns(usual: Sequence[Column], names: list[str] | None) -> Sequence[Column]:
+    """Return the columns that `--column` names, or the usual ones."""
     if not names:
         return usual
     try:
@@ -114,6 +115,7 @@ def chosen_columns(usual: Sequence[Column], names: list[str] | None) -> Sequence
 
 
 def chosen_form(*, as_json: bool, quiet: bool) -> Form:
+    """Return the form that `--json` and `--quiet` ask for."""
     if as_json and quiet:
         raise typer.BadParameter("use either --json or --quiet")
     return Form.LINES if as_json else Form.IDS if quiet else Form.TABLE
@@ -193,6 +195,11 @@ def search_resources(
     more: Sequence[tuple[str, str]] = (),
     quiet: bool,
 ) -> None:
+    """Print what a search finds, and how much that is; nothing at all is told, with exit status 1.
+
+    Args:
+        more: Parameters that only one kind of resource has.
+    """
     query = [*search.query(), *more]
     total: int | None = None
     with registry(connect) as client:
