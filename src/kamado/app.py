@@ -207,6 +207,7 @@ def build_core(
         ),
         clock,
         metrics.observe_search,
+        metrics.observe_unanswered_search,
     )
     return Core(
         credential_rules=rules,

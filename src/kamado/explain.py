@@ -267,9 +267,9 @@ class DryRunStore:
         """Those of the real store."""
         return self._store.waiting_writes
 
-    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+    async def search(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool = False) -> T:
         """Search."""
-        return await self._store.search(work)
+        return await self._store.search(work, is_heavy=is_heavy)
 
     async def ping(self) -> None:
         """Ask the real store."""

@@ -6,7 +6,7 @@ store; each success makes a new version. Knows nothing of HTTP: documents are JS
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,7 +26,7 @@ from kamado.credentials import (
 )
 from kamado.devices import Device, device_document, parse_device
 from kamado.document import Identifiers, JsonObject, format_timestamp, new_id
-from kamado.errors import Conflict, Forbidden, NotFound, PreconditionFailed
+from kamado.errors import Conflict, Forbidden, NotFound, PreconditionFailed, Unavailable
 from kamado.passwords import PasswordHasher
 from kamado.search import Query
 from kamado.store import (
@@ -35,6 +35,7 @@ from kamado.store import (
     Found,
     FoundDevice,
     FoundTenant,
+    Searches,
     Slice,
     Store,
     StoredCredentials,
@@ -153,6 +154,7 @@ class Management:
         settings: See there.
         clock: The time now, aware UTC.
         observe_search: See there.
+        observe_unanswered_search: Told of each that took too long or found too many others, and of what it was.
     """
 
     def __init__(  # noqa: PLR0917 - the parts it is built of
@@ -164,9 +166,11 @@ class Management:
         settings: ManagementSettings,
         clock: Callable[[], datetime],
         observe_search: ObserveSearch = lambda *_: None,
+        observe_unanswered_search: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._observe_search = observe_search
+        self._observe_unanswered_search = observe_unanswered_search
         self._passwords = passwords
         self._identifiers = identifiers
         self._rules = credential_rules
@@ -317,9 +321,16 @@ class Management:
             Unavailable: The search took too long, or too many wait.
         """
         started = time.perf_counter()
-        found = await self._store.search(lambda searches: searches.find_tenants(query))
+        found = await self._search("tenants", query, lambda searches: searches.find_tenants(query))
         self._observe("tenants", None, query, found, started)
         return self._result(found, [{"id": tenant.tenant_id, **tenant.document} for tenant in found.results])
+
+    async def _search(self, kind: str, query: Query, work: Callable[[Searches], Awaitable[T]]) -> T:
+        try:
+            return await self._store.search(work, is_heavy=query.is_heavy)
+        except Unavailable:
+            self._observe_unanswered_search(kind)
+            raise
 
     def _observe(
         self,
@@ -528,7 +539,7 @@ class Management:
             Unavailable: The search took too long, or too many wait.
         """
         started = time.perf_counter()
-        found = await self._store.search(lambda searches: searches.find_devices(tenant_id, query))
+        found = await self._search("devices", query, lambda searches: searches.find_devices(tenant_id, query))
         self._observe("devices", tenant_id, query, found, started)
         if not found.has_tenant and not self._settings.is_lenient:
             raise NotFound(f"there is no tenant {tenant_id}")

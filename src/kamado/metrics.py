@@ -182,6 +182,12 @@ class Metrics:
             ("kind",),
             registry=registry,
         )
+        self._searches_unanswered = Counter(
+            "kamado_search_unanswered_total",
+            "Searches that took too long, or found too many others.",
+            ("kind",),
+            registry=registry,
+        )
         self._lag = Histogram(
             "kamado_event_loop_lag_seconds",
             "How late the event loop gets to what is due.",
@@ -276,6 +282,10 @@ class Metrics:
         self._search_rows.labels(kind).inc(scanned)
         # Also when it is not: a series that is there from the beginning can be alerted on.
         self._searches_expensive.labels(kind).inc(is_expensive)
+
+    def observe_unanswered_search(self, kind: str) -> None:
+        """Count a search that took too long or found too many others."""
+        self._searches_unanswered.labels(kind).inc()
 
     def observe_lag(self, seconds: float) -> None:
         """Take note of how late the event loop was."""

@@ -34,6 +34,7 @@ __all__ = [
     "Sort",
     "index_entries",
     "is_index",
+    "is_match",
     "key_pattern",
     "matches",
     "member_key",
@@ -58,7 +59,7 @@ _MAX_PATTERN_LENGTH: Final = 1024
 """Comparing takes up to pattern times text; a text may have 64 KiB."""
 
 _WILDCARD: Final = re.compile(r"[*?]")
-_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
+_WHOLE: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
 _INDEX: Final = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 
 
@@ -76,6 +77,12 @@ class Filter:
     def is_pattern(self) -> bool:
         """Whether the value has wildcards: `*` for any characters, `?` for exactly one."""
         return isinstance(self.value, str) and _WILDCARD.search(self.value) is not None
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether an index may find what matches, without a look at everything else."""
+        has_prefix = not isinstance(self.value, str) or not self.value.startswith(("*", "?"))
+        return has_prefix and self.pointer[:1] != ("status",)
 
     @property
     def has_index(self) -> bool:
@@ -118,6 +125,12 @@ class Query:
     """Items to skip."""
     after: str | None = None
     """Only ids greater than this: pages that do not shift when something is created or deleted in between."""
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it looks at everything that there is, or sorts all that matches."""
+        is_sorted = any(sort.pointer != ("id",) for sort in self.sorts)
+        return is_sorted or (bool(self.filters) and not any(each.is_selective for each in self.filters))
 
 
 def is_index(token: str) -> bool:
@@ -169,7 +182,7 @@ def _whole(parameters: Mapping[str, Sequence[str]], name: str, default: int, max
     text = _first(parameters, name)
     if text is None:
         return default
-    if not _WHOLE.fullmatch(text) or not 0 <= int(text) <= maximum:
+    if not _WHOLE.fullmatch(text) or int(text) > maximum:
         raise BadRequest(f"{name}: must be a whole number from 0 to {maximum}")
     return int(text)
 
@@ -251,13 +264,13 @@ def _resolve(pointer: Pointer, value: object) -> Iterator[object]:
 
 def _is_equal(wanted: Scalar, value: object) -> bool:
     if isinstance(wanted, str):
-        return isinstance(value, str) and _is_match(wanted, value)
+        return isinstance(value, str) and is_match(wanted, value)
     if isinstance(wanted, bool) or isinstance(value, bool):
         return wanted is value
     return isinstance(value, int | float) and wanted == value
 
 
-def _is_match(pattern: str, text: str) -> bool:
+def is_match(pattern: str, text: str) -> bool:
     """Compare a whole text with a pattern, in time that grows with their product and no faster.
 
     Each piece between two `*` is taken where it occurs first; what a later place could do, the first can do, too.
@@ -318,8 +331,6 @@ def order_key(sort: Sort, document: object) -> tuple[int, float | int | str]:
 
 _MAX_KEY_LENGTH: Final = 300
 """Characters. Identifiers are shorter, so these are never cut; an index entry of PostgreSQL holds some 2,700 bytes."""
-_NUL: Final = "\uffff"
-"""What stands for it: PostgreSQL has none, and SQLite compares patterns up to the first one. It is no character."""
 
 
 class IndexEntry(NamedTuple):
@@ -363,7 +374,7 @@ def _add_entries(member: str, value: object, entries: set[IndexEntry]) -> None:
 # Devices of one kind have the same members.
 @lru_cache(maxsize=4096)
 def _escape(token: str) -> str:
-    return token.replace("~", "~0").replace("/", "~1").replace("\0", _NUL)
+    return token.replace("~", "~0").replace("/", "~1")
 
 
 def member_key(pointer: Pointer) -> str:
@@ -378,7 +389,7 @@ def value_key(value: Scalar) -> str:
 
 def _key(value: Scalar) -> str:
     if isinstance(value, str):
-        return "s" + value.replace("\0", _NUL)
+        return "s" + value
     if isinstance(value, bool):
         return "b1" if value else "b0"
     if isinstance(value, float):
@@ -418,5 +429,5 @@ def split_pattern(pattern: str) -> tuple[str, str]:
 def key_pattern(pattern: str) -> tuple[KeyRange, str]:
     """Return where the keys of a pattern's matches lie, and the pattern for keys (or whole keys that were cut)."""
     prefix, _ = split_pattern(pattern)
-    key = "s" + prefix.replace("\0", _NUL)
-    return text_range(key[:_MAX_KEY_LENGTH]), "s" + pattern.replace("\0", _NUL)
+    key = "s" + prefix
+    return text_range(key[:_MAX_KEY_LENGTH]), "s" + pattern

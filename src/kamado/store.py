@@ -434,8 +434,12 @@ class Store(Protocol):
     def waiting_writes(self) -> int:
         """How many writes wait or run."""
 
-    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+    async def search(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool = False) -> T:
         """Run searches on one snapshot, beside everything else that goes on. Cancelled, they end soon.
+
+        Args:
+            work: What to search; it may be run again from its start.
+            is_heavy: It is known to take long. Such searches do not keep the others waiting.
 
         Raises:
             Unavailable: The database cannot be read now, too many searches wait, or this one has taken too long.

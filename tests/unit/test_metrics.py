@@ -91,6 +91,8 @@ def test_search() -> None:
     metrics.observe_search("devices", 200, 0.002, False)
     metrics.observe_search("devices", 100_000, 0.7, True)
     metrics.observe_search("tenants", 0, 0.0001, False)
+    metrics.observe_unanswered_search("devices")
+    assert values(metrics, "kamado_search_unanswered_total") == {("devices",): 1}
     assert values(metrics, "kamado_search_rows_scanned_total") == {("devices",): 100_200, ("tenants",): 0}
     assert values(metrics, "kamado_search_expensive_total") == {("devices",): 1, ("tenants",): 0}
     assert values(metrics, "kamado_search_duration_seconds_count") == {("devices",): 2, ("tenants",): 1}

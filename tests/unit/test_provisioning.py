@@ -892,8 +892,8 @@ class StoreThat:
     def waiting_writes(self) -> int:
         return self._store.waiting_writes
 
-    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
-        return await self._store.search(work)
+    async def search(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool = False) -> T:
+        return await self._store.search(work, is_heavy=is_heavy)
 
     async def ping(self) -> None: ...
 

@@ -86,13 +86,10 @@ UNION SELECT device_id FROM device_groups WHERE tenant_id = ?1"""
 
 
 class SearchDialect(Protocol):
-    """What databases do not have in common. Texts are SQL; those of `*_value` are parameters for them."""
+    """What databases do not have in common. What is returned is SQL, but for `*_value`, which are its parameters."""
 
-    def is_match(self, text: str, pattern: str) -> str:
-        """Return "a text matches a pattern" (management 7.2)."""
-
-    def pattern_value(self, pattern: str) -> str:
-        """Return the parameter `pattern` of `is_match`."""
+    def is_match(self, text: str, pattern: str, add: Callable[[Value], str]) -> str:
+        """Return "a text matches a pattern" (management 7.2); `add` makes a value a parameter."""
 
     def meets(self, document: str, condition: str) -> str:
         """Return "a document meets a condition", by the rules themselves."""
@@ -433,7 +430,7 @@ class _Search:
         return f"{within} AND {self._is_match(statement, text, pattern)}"
 
     def _is_match(self, statement: _Statement, text: str, pattern: str) -> str:
-        return self._dialect.is_match(text, statement.add(self._dialect.pattern_value(pattern)))
+        return self._dialect.is_match(text, pattern, statement.add)
 
     def _gateway_condition(self, *, wanted: bool) -> _Condition:
         """Return the condition of management 7.4."""

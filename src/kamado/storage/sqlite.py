@@ -936,8 +936,8 @@ class SqliteStore(SqliteEngine[SqlTransaction]):
     def lookups(self) -> Lookups:
         return self._lookups
 
-    async def search(self, work: Callable[[Searches], Awaitable[T]]) -> T:
-        return await self._searches.run(work)
+    async def search(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool = False) -> T:
+        return await self._searches.run(work, is_heavy=is_heavy)
 
     def _open_search_session(self) -> _ReadSession:
         # It is closed when all searches have ended, by another thread.

@@ -1,7 +1,8 @@
 """Searches on SQLite: threads with connections of their own, a time limit, and the functions that SQL lacks.
 
 A search may take seconds where a look-up takes microseconds, so it has neither the event loop's connection nor the
-writer's thread. SQLite works without holding the interpreter's lock, so look-ups go on beside it.
+writer's thread; nor do searches that take seconds and those that take milliseconds share theirs. SQLite works without
+holding the interpreter's lock, so look-ups go on beside it.
 """
 
 import asyncio
@@ -11,14 +12,14 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from kamado.errors import Unavailable
-from kamado.search import Filter, Pointer, Sort, matches, order_key
+from kamado.search import Filter, Pointer, Sort, is_match, matches, order_key
 from kamado.storage.search import SqlSearches
-from kamado.storage.sql import Session, StoreSettings
+from kamado.storage.sql import Session, StoreSettings, Value
 from kamado.store import Searches
 
 __all__ = ["SearchPool", "SearchSession"]
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 _STEPS = 20_000
 """Instructions of SQLite between two looks at the clock: about a millisecond."""
+_QUICK = 0.5
+"""Seconds after which a search that was taken for a quick one begins again among those that are not."""
 
 
 class SearchSession(Session, Protocol):
@@ -55,8 +58,31 @@ class Drive(Protocol):
         """Run it."""
 
 
+class _TooSlow(Unavailable):
+    """A search has had its time, or has not got its turn in it."""
+
+    def __init__(self, *, has_begun: bool) -> None:
+        super().__init__("the search took too long")
+        self.has_begun = has_begun
+
+
+class _Lane:
+    """Threads for searches of a kind, and how many of these wait or run."""
+
+    def __init__(self, name: str, settings: StoreSettings, time_limit: float) -> None:
+        self.threads = ThreadPoolExecutor(settings.search_workers, thread_name_prefix=f"kamado-search-{name}")
+        self.time_limit = time_limit
+        self.waiting = 0
+
+    def finished(self, future: "asyncio.Future[Any]") -> None:
+        """Take note of the end of a search."""
+        self.waiting -= 1
+        if not future.cancelled():
+            future.exception()  # if the caller was cancelled, nobody else asks for it
+
+
 class SearchPool:
-    """Runs searches in threads.
+    """Runs searches in threads: those that are quick, and beside them those that are not.
 
     Args:
         open_session: Opens a session for the thread that calls.
@@ -73,49 +99,73 @@ class SearchPool:
         self._open_session = open_session
         self._drive = drive
         self._settings = settings
-        self._threads = ThreadPoolExecutor(settings.search_workers, thread_name_prefix="kamado-search")
-        self._waiting = 0
+        self._quick = _Lane("quick", settings, min(_QUICK, settings.search_timeout))
+        self._heavy = _Lane("heavy", settings, settings.search_timeout)
         self._closing = threading.Event()
         self._sessions: list[SearchSession] = []
         self._local = threading.local()
 
-    async def run(self, work: Callable[[Searches], Awaitable[T]]) -> T:
+    async def run(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool) -> T:
         """Run a search; see `store.Store.search`."""
+        deadline = time.monotonic() + self._settings.search_timeout
+        if not is_heavy:
+            try:
+                return await self._run_in(self._quick, work, deadline)
+            except _TooSlow:
+                pass  # what looked quick was not
+        try:
+            return await self._run_in(self._heavy, work, deadline)
+        except _TooSlow as error:
+            timeout = self._settings.search_timeout
+            if error.has_begun:
+                raise Unavailable(
+                    f"the search took longer than {timeout:g} s; a filter by equality or prefix is quicker"
+                ) from error
+            raise Unavailable(f"the search did not get its turn within {timeout:g} s: too many others") from error
+
+    async def _run_in(self, lane: "_Lane", work: Callable[[Searches], Awaitable[T]], deadline: float) -> T:
         if self._closing.is_set():
             raise Unavailable("the database is closed")
-        if self._waiting >= self._settings.max_waiting_searches:
+        if lane.waiting >= self._settings.max_waiting_searches:
             raise Unavailable("too many searches are waiting for the database")
         cancelled = threading.Event()
-        deadline = time.monotonic() + self._settings.search_timeout
-        self._waiting += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, self._search, work, deadline, cancelled)
-        future.add_done_callback(self._finished)
+        lane.waiting += 1
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(lane.threads, self._search, work, lane, deadline, cancelled)
+        future.add_done_callback(lane.finished)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             cancelled.set()
             raise
 
-    def _finished(self, future: "asyncio.Future[T]") -> None:
-        self._waiting -= 1
-        if not future.cancelled():
-            future.exception()  # if the caller was cancelled, nobody else asks for it
-
     async def close(self) -> None:
         """Give up what runs, then end the threads and their connections."""
         self._closing.set()
-        await asyncio.to_thread(self._threads.shutdown)
+        for lane in (self._quick, self._heavy):
+            await asyncio.to_thread(lane.threads.shutdown)
         for session in self._sessions:
             session.close()
 
     # In a thread of the pool
 
-    def _search(self, work: Callable[[Searches], Awaitable[T]], deadline: float, cancelled: threading.Event) -> T:
+    def _search(
+        self,
+        work: Callable[[Searches], Awaitable[T]],
+        lane: "_Lane",
+        deadline: float,
+        cancelled: threading.Event,
+    ) -> T:
+        def has_left() -> bool:
+            return cancelled.is_set() or self._closing.is_set()
+
+        end = min(deadline, time.monotonic() + lane.time_limit)
+
         def is_over() -> bool:
-            return cancelled.is_set() or self._closing.is_set() or time.monotonic() > deadline
+            return has_left() or time.monotonic() > end
 
         if is_over():
-            raise self._given_up()
+            raise self._given_up(has_begun=False)
         session = self._session()
         session.connection.set_progress_handler(is_over, _STEPS)
         _add_functions(session.connection)
@@ -124,17 +174,14 @@ class SearchPool:
             return self._drive(work(SqlSearches(session, _Dialect())))
         except Unavailable as error:
             if is_over():
-                raise self._given_up() from error
+                raise self._given_up(has_begun=True) from error
             raise
         finally:
             session.connection.set_progress_handler(None, 0)
             session.end_snapshot()
 
-    def _given_up(self) -> Unavailable:
-        if self._closing.is_set():
-            return Unavailable("the database is closed")
-        timeout = self._settings.search_timeout
-        return Unavailable(f"the search took longer than {timeout:g} s; a filter by equality or prefix is quicker")
+    def _given_up(self, *, has_begun: bool) -> Unavailable:
+        return Unavailable("the database is closed") if self._closing.is_set() else _TooSlow(has_begun=has_begun)
 
     def _session(self) -> SearchSession:
         session: SearchSession | None = getattr(self._local, "session", None)
@@ -148,12 +195,19 @@ class SearchPool:
 
 
 def _add_functions(connection: sqlite3.Connection) -> None:
+    connection.create_function("kamado_is_match", 2, _is_match, deterministic=True)
     connection.create_function("kamado_meets", 2, _meets, deterministic=True)
     connection.create_function("kamado_rank", 2, _rank, deterministic=True)
     connection.create_function("kamado_value", 2, _value, deterministic=True)
 
 
 _decode = msgspec.json.Decoder().decode
+_UNREADABLE = ("\0", "\ufffe", "\uffff")
+"""GLOB ends with the first, and takes the others for U+FFFD."""
+
+
+def _is_match(text: str, pattern: str) -> bool:
+    return is_match(pattern, text)
 
 
 @lru_cache(maxsize=64)
@@ -184,11 +238,13 @@ def _value(document: str, pointer: str) -> float | int | str:
 class _Dialect:
     """`storage.search.SearchDialect`."""
 
-    def is_match(self, text: str, pattern: str) -> str:
-        return f"{text} GLOB {pattern}"
-
-    def pattern_value(self, pattern: str) -> str:
-        return pattern.replace("[", "[[]")
+    def is_match(self, text: str, pattern: str, add: Callable[[Value], str]) -> str:
+        slowly = f"kamado_is_match({text}, {add(pattern)})"
+        if any(character in pattern for character in _UNREADABLE):
+            return slowly
+        quickly = f"{text} GLOB {add(pattern.replace('[', '[[]'))}"
+        has_unreadable = " OR ".join(f"instr({text}, char({ord(character)}))" for character in _UNREADABLE)
+        return f"CASE WHEN {has_unreadable} THEN {slowly} ELSE {quickly} END"
 
     def meets(self, document: str, condition: str) -> str:
         return f"kamado_meets({document}, {condition})"
