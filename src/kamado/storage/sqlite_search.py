@@ -108,16 +108,17 @@ class SearchPool:
     async def run(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool) -> T:
         """Run a search; see `store.Store.search`."""
         deadline = time.monotonic() + self._settings.search_timeout
+        has_begun = False
         if not is_heavy:
             try:
                 return await self._run_in(self._quick, work, deadline)
-            except _TooSlow:
-                pass  # what looked quick was not
+            except _TooSlow as error:
+                has_begun = error.has_begun  # what looked quick was not
         try:
             return await self._run_in(self._heavy, work, deadline)
         except _TooSlow as error:
             timeout = self._settings.search_timeout
-            if error.has_begun:
+            if has_begun or error.has_begun:
                 raise Unavailable(
                     f"the search took longer than {timeout:g} s; a filter by equality or prefix is quicker"
                 ) from error
