@@ -210,6 +210,10 @@ def test_page_links_to_places_that_it_has() -> None:
         assert not target.startswith("#") or target[1:] in identifiers, target
 
 
+def test_page_has_no_heading_without_a_text() -> None:
+    assert not re.search(r"</h4>(?:<h|</section)", DOCUMENTS["/docs"].body.decode())
+
+
 def test_page_has_every_operation_schema_member_and_status() -> None:
     identifiers = {attributes["id"] for _, attributes in PAGE.tags if "id" in attributes}
     for path, item in DESCRIPTION["paths"].items():

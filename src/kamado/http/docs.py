@@ -179,7 +179,7 @@ class _Page:
                     _prose(parameter["description"]) + example,
                 )
             )
-        return _table("Parameters", rows)
+        return _table("Parameters", rows) if rows else ""
 
     def _request(self, body: Json | None) -> str:
         if body is None:
