@@ -160,7 +160,7 @@ class TestAnswer:
             (answer(200, []), "JSON object"),
             (answer(200, b"null"), "JSON object"),
             (answer(200, b"\xff{}"), "not valid JSON"),
-            (answer(200, b"[" * 5000), "nested deeper"),
+            (answer(200, b"[" * 5000 + b"]" * 5000), "nested deeper"),
             (answer(200, b"{} {}"), "not valid JSON"),
             (answer(200, b"\x1f\x8b", headers={"Content-Encoding": "gzip"}), "compressed"),
             (answer(200, b"x" * (64 * 1024 + 1)), "longer than 65536"),
