@@ -4,8 +4,8 @@ Results go to standard output, everything else to standard error. What a subcomm
 that `kamado --help` and `kamado serve` start quickly.
 
 Exit statuses (docs/command-line.md): 0 success; 1 nothing found or refused; 2 wrong usage; 3 not allowed; 4 the request
-was wrong; 65 wrong data; 69 a server or the database cannot be reached; 70 an internal error; 77 the login was refused;
-78 wrong configuration.
+was wrong; 65 wrong data; 69 a server or the database cannot be reached; 70 an internal error; 74 the output cannot be
+written; 77 the login was refused; 78 wrong configuration.
 """
 
 import asyncio
@@ -109,6 +109,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 def main() -> None:
     """Run the command line; here, and only here, an error becomes a line and an exit status."""
+    # Either may have been closed by whoever started us (`>&-`).
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
     try:
         app()
     except RegistryError as error:

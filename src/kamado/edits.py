@@ -80,7 +80,8 @@ def _value(name: str, text: str) -> object:
     try:
         return decode(data)
     except BadRequest as error:
-        if text.lstrip().startswith(_STRUCTURED):
+        # `{{subject-cn}}` is how ID templates begin (provisioning 3.4), and nothing that JSON can.
+        if text.lstrip().startswith(_STRUCTURED) and not text.lstrip().startswith("{{"):
             raise BadRequest(f"{name}: the value is {error}") from None
         return text
 
@@ -118,11 +119,13 @@ def parse_sort(text: str) -> JsonObject:
     """Read FIELD, FIELD:asc or FIELD:desc into a sort key (management 7.3).
 
     Raises:
-        BadRequest: The field has no name.
+        BadRequest: The field has no name, or the direction is none.
     """
     name, sign, direction = text.rpartition(":")
-    if not sign or direction not in {"asc", "desc"}:
+    if not sign or (text.startswith("/") and direction not in {"asc", "desc"}):
         name, direction = text, "asc"
+    elif direction not in {"asc", "desc"}:
+        raise BadRequest(f"{text}: the direction is asc or desc; a name with a colon is written as a pointer, /ext/a:b")
     return {"field": _pointer(parse_member(name)), "direction": direction}
 
 
@@ -206,7 +209,7 @@ def _is_same(one: JsonObject, other: JsonObject) -> bool:
 
 
 def _name(credential: JsonObject) -> str:
-    return f"{credential.get('type')} credentials of {credential.get('auth-id')!r}"
+    return f"{credential.get('type')} credentials of {credential.get('auth-id')}"
 
 
 def set_credential(credentials: Credentials, credential: JsonObject) -> list[JsonObject]:

@@ -22,6 +22,7 @@ __all__ = [
     "LOGIN_REFUSED",
     "NOT_ALLOWED",
     "OK",
+    "OUTPUT_FAILED",
     "REFUSED",
     "UNAVAILABLE",
     "WRONG_CONFIGURATION",
@@ -51,6 +52,7 @@ WRONG_REQUEST = 4
 WRONG_DATA = 65
 UNAVAILABLE = 69
 INTERNAL = 70
+OUTPUT_FAILED = 74
 LOGIN_REFUSED = 77
 WRONG_CONFIGURATION = 78
 READER_GONE = 141
@@ -130,7 +132,7 @@ def print_json(value: object) -> None:
 
         Console().print_json(text, ensure_ascii=False)
     else:
-        typer.echo(text)
+        print_lines([text])
 
 
 class RowPrinter:
@@ -166,8 +168,15 @@ def print_lines(lines: Sequence[str]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         raise typer.Exit(READER_GONE) from None
+    except OSError as error:
+        _discard_output()
+        fail(f"the output cannot be written: {error.strerror}", OUTPUT_FAILED)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

@@ -401,7 +401,38 @@ def test_certificate_of_a_device(operate: Operate, registry: Registry, tmp_path:
     operate("credentials", "set", tenant_id, device_id, "--cert", str(file))
     assert len(credentials(registry, tenant_id, device_id)) == 1
     result = operate("credentials", "add", tenant_id, device_id, "--cert", str(file), expect_status=REFUSED)
-    assert "has x509-cert credentials of 'CN=press-7,O=Example' already" in result.stderr
+    assert "has x509-cert credentials of CN=press-7,O=Example already" in result.stderr
+
+
+def test_empty_names_of_gateways(operate: Operate, registry: Registry) -> None:
+    tenant_id = registry.create_tenant()
+    device_id = registry.create_device(tenant_id)
+    for option in ("--via", "--via-group", "--member-of"):
+        result = operate("device", "set", tenant_id, device_id, option, "", expect_status=2)
+        assert f"{option} must not be empty" in result.stderr
+
+
+def test_all_devices_of_a_tenant_that_is_not_there(operate: Operate) -> None:
+    result = operate("device", "delete", new_id(), "--all", "--yes")
+    assert "if there were any" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("device", "list", "{}", "-q"), ("device", "get", "{}", "d")])
+def test_output_that_cannot_be_written(registry: Registry, arguments: tuple[str, ...]) -> None:
+    tenant_id = registry.create_tenant()
+    registry.create_device(tenant_id, "d")
+    command = [
+        sys.executable,
+        "-m",
+        "kamado",
+        *(one.format(tenant_id) for one in arguments),
+        "--url",
+        registry.http_url,
+    ]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert result.returncode == 74
+    assert result.stderr == "the output cannot be written: No space left on device\n"
 
 
 def test_credentials_from_a_file(operate: Operate, registry: Registry, tmp_path: Path) -> None:

@@ -126,7 +126,6 @@ class TestAnswers:
         assert by_certificate(adapter, tenant_id, "p").status == 200
         assert through_gateway(adapter, tenant_id, "edge-1").status == 200
         assert len(receiver.questions) == 2
-        assert count_connections(registry, receiver.port) >= 1
 
     def test_what_it_wants_for_a_device(self, registry: Registry, adapter: Adapter, receiver: Receiver) -> None:
         tenant_id = new_tenant(registry)
@@ -211,14 +210,13 @@ class TestTrouble:
     ) -> None:
         tenant_id = new_tenant(registry)
         receiver.behaviour = TROUBLE[name]
-        kept = count_connections(registry, receiver.port)
         started = time.monotonic()
         assert by_certificate(adapter, tenant_id, "p").status == 503
         assert through_gateway(adapter, tenant_id, "edge-1").status == 503
         assert time.monotonic() - started < 3
         assert [question.line for question in receiver.questions] == ["POST /devices?from=kamado HTTP/1.1"] * 2
         assert count_devices(registry, tenant_id) == 1
-        poll(lambda: count_connections(registry, receiver.port) <= max(kept, 1), what="no connection left")
+        poll(lambda: count_connections(registry, receiver.port) == 0, what="no connection left")
         # It goes on serving, also those.
         receiver.behaviour = answer(200)
         assert by_certificate(adapter, tenant_id, "p").status == 201
@@ -311,7 +309,7 @@ class TestTls:
     def test_own_ca(self, new_registry: NewRegistry, files: TlsFiles) -> None:
         with Receiver(answer(200), tls=self.context(files)) as receiver:
             assert self.status(new_registry, receiver, {"provisioning.hook.ca_file": str(files.ca_file)}) == 200
-            assert (receiver.connections, len(receiver.questions)) == (1, 3)
+            assert len(receiver.questions) == 3
 
     @pytest.mark.parametrize("whose", ["another", "none"])
     def test_a_ca_that_is_not_trusted(self, new_registry: NewRegistry, files: TlsFiles, whose: str) -> None:
@@ -345,11 +343,6 @@ def test_explain_asks_nobody(registry: Registry, receiver: Receiver, tmp_path: P
     assert "asked" not in registry.run("explain", "assert", tenant_id, "gw").stdout
     assert not receiver.questions
     assert count_devices(registry, tenant_id) == 1
-
-
-def test_idle_connections_are_closed(registry: Registry, receiver: Receiver) -> None:
-    """After some seconds without questions."""
-    poll(lambda: count_connections(registry, receiver.port) == 0, what="no connection left")
 
 
 def test_plain_http_to_another_host_is_warned_of() -> None:

@@ -61,6 +61,10 @@ def test_value_that_is_json_is_that_and_any_other_is_text(text: str, value: obje
     assert parse_assignment(text) == Assignment(("a",), value)
 
 
+def test_an_id_template_is_text() -> None:
+    assert parse_assignment("a={{subject-cn}}-1") == Assignment(("a",), "{{subject-cn}}-1")
+
+
 @pytest.mark.parametrize("text", ["a", "=1", 'a={"b": 1', "a=[1,]", 'a="x', "a=\udcff"])
 def test_wrong_assignments(text: str) -> None:
     with pytest.raises(BadRequest):
@@ -93,9 +97,12 @@ def test_filters_have_values_of_management_7_2(text: str, field: str, value: obj
         ("ext.n:desc", "/ext/n", "desc"),
         ("ext.n:asc", "/ext/n", "asc"),
         ("/ext/urn:x", "/ext/urn:x", "asc"),
+        ("/ext/urn:x:desc", "/ext/urn:x", "desc"),
     ],
 )
 def test_sort_keys_of_management_7_3(text: str, field: str, direction: str) -> None:
+    with pytest.raises(BadRequest, match="asc or desc"):
+        parse_sort("id:down")
     assert parse_sort(text) == {"field": field, "direction": direction}
 
 

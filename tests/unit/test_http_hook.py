@@ -2,15 +2,30 @@
 
 import asyncio
 import base64
+import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
 import uvloop
-from tests.integration.receiver import Behaviour, Receiver, answer, deaf_port, drip, endless, hang, raw, reset, verify
+from tests.integration.receiver import (
+    Behaviour,
+    Question,
+    Receiver,
+    answer,
+    deaf_port,
+    drip,
+    endless,
+    hang,
+    raw,
+    reset,
+    verify,
+)
 
 from kamado.http.hook import HttpHook, HttpHookSettings, sign
 from kamado.provisioning import FirstContact, HookFailed, HookQuestion, HookReply
@@ -42,15 +57,15 @@ def count_connections(port: int) -> int:
 
 
 async def using(hook: HttpHook, use: Callable[[HttpHook], Awaitable[T]]) -> T:
-    """Use a hook; afterwards there is no task left, and no connection beyond those that are kept."""
+    """Use a hook; afterwards there is neither task nor connection left."""
     port = urlsplit(hook._settings.url).port
     assert port is not None
     before = count_connections(port)
 
-    async def settle(kept: int) -> None:
+    async def settle() -> None:
         # A loop closes sockets in its next turn.
         async with asyncio.timeout(2):
-            while count_connections(port) - before > kept:  # noqa: ASYNC110 - the system tells nobody
+            while count_connections(port) > before:  # noqa: ASYNC110 - the system tells nobody
                 await asyncio.sleep(0.001)
 
     try:
@@ -58,9 +73,8 @@ async def using(hook: HttpHook, use: Callable[[HttpHook], Awaitable[T]]) -> T:
     finally:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert hook._asking == 0
-        await settle(len(hook._idle))
+        await settle()
         await hook.close()
-        await settle(0)
 
 
 def ask(settings: HttpHookSettings, question: HookQuestion = THROUGH_GATEWAY) -> HookReply:
@@ -267,65 +281,31 @@ class TestTime:
 
 
 class TestConnections:
-    def test_one_is_used_again(self) -> None:
+    def test_each_question_has_one_of_its_own(self) -> None:
         with Receiver(answer(200)) as receiver:
-
-            async def several(hook: HttpHook) -> None:
-                for _ in range(5):
-                    await hook.ask(THROUGH_GATEWAY)
-                    assert count_connections(receiver.port) == 1
-                receiver.behaviour = answer(403, b"no")
-                await hook.ask(THROUGH_GATEWAY)
-
-            run(using(HttpHook(HttpHookSettings(url=receiver.url, timeout=5)), several))
-            assert (receiver.connections, len(receiver.questions)) == (1, 6)
-
-    def test_one_that_the_receiver_has_closed_is_not_used_again(self) -> None:
-        with Receiver(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as receiver:
 
             async def several(hook: HttpHook) -> None:
                 for _ in range(3):
                     await hook.ask(THROUGH_GATEWAY)
-                    while receiver.open_connections:  # noqa: ASYNC110 - it lives in other threads
-                        await asyncio.sleep(0.001)
-                    await asyncio.sleep(0.01)
 
             run(using(HttpHook(HttpHookSettings(url=receiver.url, timeout=5)), several))
             assert (receiver.connections, len(receiver.questions)) == (3, 3)
 
-    def test_those_that_have_been_idle_for_long_are_closed(self) -> None:
-        now = 100.0
-        with Receiver(answer(200)) as receiver:
+    @pytest.mark.parametrize("pause", [0.0, 0.05])
+    def test_what_comes_behind_an_answer_is_not_the_next_one(self, pause: float) -> None:
+        def twice(connection: socket.socket, question: Question, over: threading.Event) -> bool:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            time.sleep(pause)
+            with suppress(OSError):
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return True
+
+        with Receiver(twice) as receiver:
 
             async def several(hook: HttpHook) -> None:
-                nonlocal now
-                await asyncio.gather(*(hook.ask(THROUGH_GATEWAY) for _ in range(5)))
-                assert receiver.connections == len(hook._idle) == 5
-                now += 4
-                await hook.ask(THROUGH_GATEWAY)
-                assert (receiver.connections, len(hook._idle)) == (6, 1)
-
-            run(using(HttpHook(HttpHookSettings(url=receiver.url, timeout=5), clock=lambda: now), several))
-
-    def test_nobody_has_to_ask_for_that(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("kamado.http.hook._MAX_IDLE_TIME", 0.1)
-        with Receiver(answer(200)) as receiver:
-
-            async def wait(hook: HttpHook) -> None:
-                await asyncio.gather(*(hook.ask(THROUGH_GATEWAY) for _ in range(3)))
-                async with asyncio.timeout(5):
-                    while hook._idle or hook._closing or count_connections(receiver.port):  # noqa: ASYNC110 - as above
-                        await asyncio.sleep(0.005)
-                assert hook._timer is None
-
-            run(using(HttpHook(HttpHookSettings(url=receiver.url, timeout=5)), wait))
-
-    def test_only_some_are_kept(self) -> None:
-        with Receiver(answer(200)) as receiver:
-
-            async def several(hook: HttpHook) -> None:
-                await asyncio.gather(*(hook.ask(THROUGH_GATEWAY) for _ in range(40)))
-                assert len(hook._idle) == 16
+                for _ in range(4):
+                    assert (await hook.ask(THROUGH_GATEWAY)).is_wanted
+                    await asyncio.sleep(2 * pause)
 
             run(using(HttpHook(HttpHookSettings(url=receiver.url, timeout=5)), several))
 

@@ -195,6 +195,13 @@ def _tenant_edit(
     return Edit(members=members, assignments=assignments or (), unset=unset or ())
 
 
+def _names(option: str, values: list[str] | None) -> list[str] | None:
+    if values and "" in values:
+        # Of a variable of a script that is not set, most likely.
+        raise typer.BadParameter(f"{option} must not be empty")
+    return values or None
+
+
 def _device_edit(
     *,
     enabled: EnabledOption = None,
@@ -206,9 +213,9 @@ def _device_edit(
 ) -> Edit:
     members: JsonObject = {
         "enabled": enabled,
-        "via": via or None,
-        "viaGroups": via_group or None,
-        "memberOf": member_of or None,
+        "via": _names("--via", via),
+        "viaGroups": _names("--via-group", via_group),
+        "memberOf": _names("--member-of", member_of),
     }
     return Edit(members=members, assignments=assignments or (), unset=unset or ())
 

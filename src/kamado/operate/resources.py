@@ -234,7 +234,11 @@ def device_delete(
             fail("Nothing was deleted.", REFUSED)
         with waiting(f"Deleting {devices} ..."):
             client.write("DELETE", "devices", tenant_id, timeout=DELETE_ALL_TIMEOUT)
-    say(f"Tenant {tenant_id}: {devices} deleted.")
+    if count is None:
+        # A deleted tenant leaves its devices behind, where nobody can count them.
+        say(f"Tenant {tenant_id}: all devices deleted, if there were any; whether there were, nobody can tell here.")
+    else:
+        say(f"Tenant {tenant_id}: {devices} deleted.")
 
 
 def _count_devices(client: "RegistryClient", tenant_id: str) -> int | None:
