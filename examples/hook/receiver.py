@@ -53,7 +53,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one connection of the registry."""
 
     protocol_version = "HTTP/1.1"
-    """The registry asks again on the same connection."""
+    timeout = 5
+    """Seconds for each read: nobody may hold a thread for ever."""
     wbufsize = -1
     """One packet for an answer: two would wait for each other."""
     secret: bytes
@@ -61,15 +62,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer one question."""
-        length = int(self.headers.get("Content-Length", "0"))
-        if length > MAX_BODY_SIZE:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MAX_BODY_SIZE:
             self.close_connection = True
-            return self.answer(413)
-        body = self.rfile.read(length)
+            return self.answer(413 if length.isdecimal() else 411)
+        body = self.rfile.read(int(length))
         headers = {name.lower(): value for name, value in self.headers.items()}
         if not is_signed(self.secret, headers, body, time.time()):
             return self.answer(401)
-        wishes = find_wanted(self.wanted, json.loads(body))
+        try:
+            wishes = find_wanted(self.wanted, json.loads(body))
+        except OSError as error:
+            self.log_error("the list cannot be read: %s", error)
+            return self.answer(500)
         return self.answer(404) if wishes is None else self.answer(200, wishes)
 
     def answer(self, status: int, document: object = None) -> None:
@@ -90,6 +95,8 @@ def main() -> None:
     parser.add_argument("--wanted", type=Path, required=True, help="the list")
     parser.add_argument("--port", type=int, default=9009, help="on 127.0.0.1; 0 lets the system choose")
     arguments = parser.parse_args()
+    if not arguments.wanted.is_file():
+        parser.error(f"--wanted: there is no file {arguments.wanted}")
     Handler.secret = base64.b64decode(arguments.secret_file.read_text().strip().removeprefix("whsec_"))
     Handler.wanted = arguments.wanted
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
