@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from tests.integration.pages import Example
 from tests.integration.registry import Registry
 
 
@@ -28,6 +29,18 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry that tests share: plain listeners and TLS; use tenants of your own (`new_id()`)."""
     with Registry(tmp_path_factory.mktemp("registry"), tls=True) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
+    """What `make serve` starts, for the page of documentation that a module names as `PAGE`."""
+    example = Example(tmp_path_factory.mktemp(request.module.PAGE.stem))
+    example.start()
+    try:
+        yield example
+        example.registry.stop()
+    finally:
+        example.registry.kill()
 
 
 @pytest.fixture

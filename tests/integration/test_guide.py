@@ -1,22 +1,9 @@
 """`docs/guide.md`, command by command, against what `make serve` starts."""
 
-from collections.abc import Iterator
-
 import pytest
 from tests.integration.pages import PROJECT, Example, Step, assert_shown, read_steps
 
 PAGE = PROJECT / "docs" / "guide.md"
-
-
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
-    example = Example(tmp_path_factory.mktemp("guide"))
-    example.start()
-    try:
-        yield example
-        example.registry.stop()
-    finally:
-        example.registry.kill()
 
 
 # The steps build on each other: run them in order, in one process (`--dist loadfile` keeps them together).

@@ -49,7 +49,7 @@ from kamado.storage.sql import (
     UnusableFile,
     Value,
 )
-from kamado.storage.sqlite_search import SearchPool
+from kamado.storage.sqlite_search import SearchPool, add_functions
 from kamado.store import Lookups, Searches
 
 __all__ = ["Content", "SqliteEngine", "SqliteStore", "migrate_sqlite", "open_sqlite"]
@@ -384,8 +384,15 @@ def _connect_writer(path: str, content: Content[Any]) -> sqlite3.Connection:
     return _connect(path, "rw", 0, content.pragmas)
 
 
-def _connect_reader(path: str, *, is_shared: bool = False) -> sqlite3.Connection:
-    return _connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS, is_shared=is_shared)
+def _connect_reader(path: str) -> sqlite3.Connection:
+    return _connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS)
+
+
+def _connect_searcher(path: str) -> sqlite3.Connection:
+    # It is closed when all searches have ended, by another thread.
+    connection = _connect(path, "ro", _READER_TIMEOUT, _READER_PRAGMAS, is_shared=True)
+    add_functions(connection)
+    return connection
 
 
 def _create_file(path: Path) -> None:
@@ -695,8 +702,7 @@ class SqliteEngine(Generic[X]):
         reader = self._reader
         if reader.has_snapshot:  # inside of a batch
             return _drive(work(self._read_transaction))
-        await reader.run("BEGIN")
-        reader.has_snapshot = True
+        reader.begin_snapshot()
         try:
             return _drive(work(self._read_transaction))
         finally:
@@ -940,8 +946,7 @@ class SqliteStore(SqliteEngine[SqlTransaction]):
         return await self._searches.run(work, is_heavy=is_heavy)
 
     def _open_search_session(self) -> _ReadSession:
-        # It is closed when all searches have ended, by another thread.
-        connect = partial(_connect_reader, self._path, is_shared=True)
+        connect = partial(_connect_searcher, self._path)
         try:
             return _ReadSession(connect(), partial(self._connect_again, connect), self._path)
         except sqlite3.Error as error:

@@ -22,7 +22,7 @@ from kamado.storage.search import SqlSearches
 from kamado.storage.sql import Session, StoreSettings, Value
 from kamado.store import Searches
 
-__all__ = ["SearchPool", "SearchSession"]
+__all__ = ["SearchPool", "SearchSession", "add_functions"]
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class SearchPool:
     """Runs searches in threads: those that are quick, and beside them those that are not.
 
     Args:
-        open_session: Opens a session for the thread that calls.
+        open_session: Opens a session for the thread that calls, whose connections have been through `add_functions`.
         drive: See there.
         settings: See there.
     """
@@ -169,7 +169,6 @@ class SearchPool:
             raise self._given_up(has_begun=False)
         session = self._session()
         session.connection.set_progress_handler(is_over, _STEPS)
-        _add_functions(session.connection)
         session.begin_snapshot()
         try:
             return self._drive(work(SqlSearches(session, _Dialect())))
@@ -195,7 +194,8 @@ class SearchPool:
 # What SQL lacks
 
 
-def _add_functions(connection: sqlite3.Connection) -> None:
+def add_functions(connection: sqlite3.Connection) -> None:
+    """Prepare a connection for searches. Once: to define a function anew makes SQLite compile each statement anew."""
     connection.create_function("kamado_is_match", 2, _is_match, deterministic=True)
     connection.create_function("kamado_meets", 2, _meets, deterministic=True)
     connection.create_function("kamado_rank", 2, _rank, deterministic=True)
