@@ -329,8 +329,10 @@ def order_key(sort: Sort, document: object) -> tuple[int, float | int | str]:
 
 # The index
 
-_MAX_KEY_LENGTH: Final = 300
-"""Characters. Identifiers are shorter, so these are never cut; an index entry of PostgreSQL holds some 2,700 bytes."""
+_MAX_KEY_LENGTH: Final = 260
+"""Characters. Identifiers are shorter, so these are never cut."""
+_MAX_MEMBER_LENGTH: Final = 200
+"""Characters. An index entry of PostgreSQL holds some 2,700 bytes: this, a key, and two identifiers."""
 
 
 class IndexEntry(NamedTuple):
@@ -361,8 +363,8 @@ def index_entries(document: JsonObject) -> set[IndexEntry]:
 def _add_entries(member: str, value: object, entries: set[IndexEntry]) -> None:
     if isinstance(value, str | int | float):
         key = _key(value)
-        short = _shorten(key)
-        entries.add(IndexEntry(_shorten(member), short, None if short is key else key))
+        short = _shorten(key, _MAX_KEY_LENGTH)
+        entries.add(IndexEntry(_shorten(member, _MAX_MEMBER_LENGTH), short, None if short is key else key))
     elif isinstance(value, dict):
         for name, inner in value.items():
             _add_entries(f"{member}/{_escape(name)}", inner, entries)
@@ -379,12 +381,12 @@ def _escape(token: str) -> str:
 
 def member_key(pointer: Pointer) -> str:
     """Write a pointer as the index has it."""
-    return _shorten("".join("/" + _escape(token) for token in pointer))
+    return _shorten("".join("/" + _escape(token) for token in pointer), _MAX_MEMBER_LENGTH)
 
 
 def value_key(value: Scalar) -> str:
     """Write a value as the index has it: equal keys are equal values."""
-    return _shorten(_key(value))
+    return _shorten(_key(value), _MAX_KEY_LENGTH)
 
 
 def _key(value: Scalar) -> str:
@@ -398,10 +400,10 @@ def _key(value: Scalar) -> str:
     return f"n{value}"
 
 
-def _shorten(key: str) -> str:
-    if len(key) <= _MAX_KEY_LENGTH:
+def _shorten(key: str, length: int) -> str:
+    if len(key) <= length:
         return key
-    return f"{key[:_MAX_KEY_LENGTH]}\uffff{hashlib.sha256(key.encode()).hexdigest()}"
+    return f"{key[:length]}\uffff{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 class KeyRange(NamedTuple):
