@@ -1,10 +1,8 @@
 """Text for databases whose text cannot hold the character NUL (PostgreSQL).
 
-JSON may have it in any string, so names of members and values have it, too. It is written as two characters, and so is
-the one that begins them, which keeps the order of texts and makes no two of them equal. Text of JSON documents is not
-concerned: there such characters are escaped anyway.
-
-`\\x01\\x03` never comes about and so can separate the elements of an array.
+JSON may have it in any string, so names of members and values have it, too. It is written as two characters, and so are
+the next two, which keeps the order of texts and makes no two of them equal. One of these then never comes about, and
+separates the elements of an array. Text of JSON documents is not concerned: there such characters are escaped anyway.
 """
 
 import re
@@ -14,7 +12,7 @@ from typing import Final
 __all__ = ["SEPARATOR", "escape", "join", "unescape"]
 
 _SPECIAL: Final = re.compile("[\0-\x02]")
-_ESCAPED: Final = re.compile("\x01([\x01-\x03])")
+_ESCAPED: Final = re.compile("\x01([\x03-\x05])")
 
 SEPARATOR: Final = "\x02"
 
@@ -22,14 +20,14 @@ SEPARATOR: Final = "\x02"
 def escape(text: str) -> str:
     """Return the text as it is stored."""
     if "\0" in text or "\x01" in text or "\x02" in text:
-        return _SPECIAL.sub(lambda found: f"\x01{chr(ord(found[0]) + 1)}", text)
+        return _SPECIAL.sub(lambda found: f"\x01{chr(ord(found[0]) + 3)}", text)
     return text
 
 
 def unescape(text: str) -> str:
     """Return the text that was stored as this one."""
     if "\x01" in text:
-        return _ESCAPED.sub(lambda found: chr(ord(found[1]) - 1), text)
+        return _ESCAPED.sub(lambda found: chr(ord(found[1]) - 3), text)
     return text
 
 
