@@ -45,7 +45,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
 
 conformance: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.conformance

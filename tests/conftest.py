@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.databases import Databases, check_marks, kind_of, kinds_for, make_databases
 from tests.postgresql import PostgresqlServer
 from tests.rows import check_rows
 
@@ -19,9 +21,28 @@ settings.register_profile(
 settings.load_profile("kamado")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests of rows that the specification does not have."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a database on each kind."""
+    if "databases" in metafunc.fixturenames:
+        metafunc.parametrize("databases", kinds_for(metafunc.definition), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse marks that say nothing, and tell the runner which tests have to stay together.
+
+    Those of a file share what they start, but for their cases on another database.
+    """
     check_rows(items)
+    check_marks(items)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(f"{item.nodeid.partition('::')[0]} {kind_of(item)}"))
+
+
+@pytest.fixture(scope="session")
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Databases of one kind; see `tests/databases.py`."""
+    return make_databases(request.param, partial(request.getfixturevalue, "postgresql"))
 
 
 @pytest.fixture(scope="session")

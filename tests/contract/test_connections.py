@@ -1,12 +1,12 @@
-"""What every engine behind `Connections` promises. An engine is a row of `ENGINES`; the tests know none of them."""
+"""What every engine behind `Connections` promises. The tests know none of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import pytest
+from tests.databases import Databases
 
 from kamado.connections import Connections, ConnectionTransaction, DeviceConnection
 from kamado.errors import Forbidden, Unavailable
@@ -16,27 +16,22 @@ NOW = datetime(2026, 1, 31, 8, 15, 30, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(microseconds=1)
 
 
-class Engine(Protocol):
+class Engine:
     """A database of a test's own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
 
     async def open(self) -> Connections:
         """Open it, once more each time."""
-
-
-class Sqlite:
-    def __init__(self, directory: Path) -> None:
-        self._url = f"sqlite:///{directory / 'registry.db'}"
-
-    async def open(self) -> Connections:
         return await open_connections(self._url)
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {"sqlite": Sqlite}
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
-    return ENGINES[request.param](tmp_path)
+@pytest.fixture
+def engine(databases: Databases, tmp_path: Path) -> Iterator[Engine]:
+    url = databases.create(tmp_path)
+    yield Engine(url)
+    databases.drop(url)
 
 
 def with_two(test: Callable[[Connections, Connections], Awaitable[None]]) -> Callable[[Engine], None]:

@@ -1,11 +1,10 @@
-"""What every engine behind `Store` promises. An engine is a row of `ENGINES`; the tests know none of them."""
+"""What every engine behind `Store` promises. The tests know none of them."""
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from tests.contract.records import (
@@ -17,6 +16,7 @@ from tests.contract.records import (
     stored_tenant,
     tenant_with_names,
 )
+from tests.databases import Databases
 
 from kamado.credentials import Credential, stored_document
 from kamado.devices import device_document
@@ -39,27 +39,22 @@ from kamado.tenants import parse_tenant, tenant_document
 from kamado.x509 import DistinguishedName
 
 
-class Engine(Protocol):
+class Engine:
     """A database of a test's own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
 
     async def open(self, settings: StoreSettings | None = None) -> Store:
         """Open it, once more each time."""
-
-
-class Sqlite:
-    def __init__(self, directory: Path) -> None:
-        self._url = f"sqlite:///{directory / 'registry.db'}"
-
-    async def open(self, settings: StoreSettings | None = None) -> Store:
         return await open_store(self._url, settings)
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {"sqlite": Sqlite}
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
-    return ENGINES[request.param](tmp_path)
+@pytest.fixture
+def engine(databases: Databases, tmp_path: Path) -> Iterator[Engine]:
+    url = databases.create(tmp_path)
+    yield Engine(url)
+    databases.drop(url)
 
 
 def with_store(test: Callable[[Store], Awaitable[None]]) -> Callable[[Engine], None]:
@@ -80,7 +75,7 @@ def with_store(test: Callable[[Store], Awaitable[None]]) -> Callable[[Engine], N
 
 
 def with_two_stores(test: Callable[[Store, Store], Awaitable[None]]) -> Callable[[Engine], None]:
-    """The same for two stores on one database, as two processes have them; both make the schema at once."""
+    """The same for two stores on one database, as two processes have them."""
 
     async def opened(engine: Engine) -> None:
         first, second = await asyncio.gather(engine.open(), engine.open())
@@ -894,6 +889,23 @@ def test_closing_finishes_what_was_accepted(engine: Engine) -> None:
 
 
 # Several processes
+
+
+def test_stores_that_are_opened_at_once_make_the_schema_together(databases: Databases, tmp_path: Path) -> None:
+    url = databases.create(tmp_path, is_empty=True)
+
+    async def test() -> None:
+        stores = await asyncio.gather(*(open_store(url) for _ in range(4)))
+        try:
+            for number, store in enumerate(stores):
+                await insert_tenant(store, stored_tenant(f"t{number}"))
+            assert await find_tenant(stores[0], "t3") is not None
+        finally:
+            for store in stores:
+                await store.close()
+
+    asyncio.run(test())
+    databases.drop(url)
 
 
 @with_two_stores
