@@ -19,11 +19,12 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import uvloop
@@ -60,6 +61,7 @@ from kamado.document import Identifiers
 from kamado.errors import Unavailable
 from kamado.http import api as http_api
 from kamado.http.server import Health, HttpServer, HttpServerSettings
+from kamado.listeners import Share
 from kamado.lookup import LookupService, LookupSettings
 from kamado.management import Management, ManagementSettings, Resource
 from kamado.metrics import CONTENT_TYPE, Metrics
@@ -74,13 +76,17 @@ __all__ = [
     "EXIT_INTERNAL",
     "EXIT_UNAVAILABLE",
     "Core",
+    "Process",
+    "Server",
     "StartFailed",
+    "begin",
     "build_core",
     "build_metrics",
     "check_access",
     "credential_rules",
     "now_utc",
     "run",
+    "run_to_the_end",
 ]
 
 logger = logging.getLogger(__name__)
@@ -285,7 +291,14 @@ def _raise_open_file_limit(config: Config) -> None:
         logger.warning("too few open files for all connections", extra={"limit": soft, "needed": needed})
 
 
-Listen = Callable[[str, int, ssl.SSLContext | None], Awaitable[tuple[str, int]]]
+class Server(Protocol):
+    """A front door, as far as opening it goes."""
+
+    async def listen(self, host: str, port: int, context: ssl.SSLContext | None) -> tuple[str, int]:
+        """Open a listener and tell where it is."""
+
+    def share(self, listening: socket.socket, share: Share, context: ssl.SSLContext | None) -> None:
+        """Take connections from a socket that other processes take them from, too."""
 
 
 class StartFailed(Exception):
@@ -308,15 +321,28 @@ def run(loaded: Loaded, *, ready_file: Path | None = None, command: str = "kamad
     Returns:
         Exit status: 0, 69 (database or a port cannot be had), 70 (internal error) or 78 (configuration).
     """
+    begin(loaded)
+    return run_to_the_end(Process(loaded.config, ready_file, command, options).main)
+
+
+def begin(loaded: Loaded) -> None:
+    """Set up what is of the whole process: its log and its limits."""
     config = loaded.config
     log.configure(config.log.format, config.log.level, config.log.levels)
     for warning in loaded.warnings:
         logger.warning("configuration", extra={"warning": warning})
     _raise_open_file_limit(config)
-    process = Process(config, ready_file, command, options)
+
+
+def run_to_the_end(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run the event loop; here, and only here, an error becomes an exit status.
+
+    Returns:
+        As for `run`.
+    """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(process.main())
+            return runner.run(main())
     except StartFailed as error:
         logger.error("start failed", extra={"error": str(error)})
         return error.status
@@ -381,53 +407,16 @@ class Process:
         self._handle_signals()
         self._check_ready_file()
         permissions = self._load_permissions()
-        metrics = self._metrics
-        health = Health(
-            metrics=self._scrape,
-            metrics_type=CONTENT_TYPE,
-            metrics_paths=frozenset((config.metrics.path, "/metrics")),
-        )
         async with contextlib.AsyncExitStack() as stack:
-            health_server = HttpServer(health)
-            # The last to go: probes see 503 until the end (configuration 3.3).
-            stack.push_async_callback(health_server.stop, 1.0)
-            await self._listen_one("health", config.health.bind, config.health.port, None, health_server.listen)
-            store = await self._open_store()
-            stack.push_async_callback(store.close)
+            health = await self._open_health(stack)
+            store = await self._open_store(stack, auto_migrate=config.storage.auto_migrate)
             health.ping = store.ping
-            self._store = store
-            metrics.watch_writes("registry", lambda: store.waiting_writes)
-            has_operators = await store.lookups.has_operators()
-            options = "".join(f" {shlex.quote(word)}" for word in self._options)
-            self._access = check_access(
-                config.http, has_operators=has_operators, command=self._command, options=options
-            )
-            core = build_core(config, store, metrics=metrics, hook=self._build_hook(stack))
+            await self._check_access(store)
+            core = build_core(config, store, metrics=self._metrics, hook=self._build_hook(stack))
             stack.callback(core.passwords.close)
-            await self._ensure_identity(store, core, permissions)
-            await self._load_first_data(store, core)
-            lifetime = timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None
-            # Threads of their own: whoever tries passwords does not keep operators from setting some, nor they adapters
-            # from logging in.
-            logins = _build_hasher(config, metrics, "logins")
-            stack.callback(logins.close)
-            self._authenticator = Authenticator(store, logins, permissions, lifetime)
-            connections = await self._open_connections(stack)
-            amqp = self._build_amqp(core, connections, self._authenticator)
-            metrics.watch_adapters(amqp.api.traffic, amqp.connections)
-            stack.push_async_callback(amqp.stop, 0.0)
-            await self._listen("amqp", config.amqp, amqp.listen)
-            # Again threads of their own, for the same reason.
-            operator_logins = _build_hasher(config, metrics, "operators")
-            stack.callback(operator_logins.close)
-            http = self._build_http(core, store, operator_logins)
-            stack.push_async_callback(http.stop, 0.0)
-            await self._listen("http", config.http, http.listen)
-            # What the start has made stays to the end; the garbage collector need not look at it again and again.
-            gc.collect()
-            gc.freeze()
-            self._watch_lag()
-            stack.callback(self._end_watch)
+            await self._ensure_identity(store, core.passwords, permissions)
+            await self._load_first_data(store, core.passwords, core.credential_rules)
+            amqp, http = await self._open_front_doors(stack, store, core, permissions)
             health.is_started = True
             self._write_ready_file()
             await self._announce(store)
@@ -436,11 +425,67 @@ class Process:
             logger.info("draining")
             health.is_draining = True
             await asyncio.sleep(self._drain_delay)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(amqp.stop(config.shutdown.grace))
-                group.create_task(http.stop(config.shutdown.grace))
+            await self._close_front_doors(amqp, http)
         logger.info("stopped")
         return 0
+
+    async def _open_health(self, stack: contextlib.AsyncExitStack) -> Health:
+        config = self._config
+        health = Health(
+            metrics=self._scrape,
+            metrics_type=CONTENT_TYPE,
+            metrics_paths=frozenset((config.metrics.path, "/metrics")),
+        )
+        server = HttpServer(health)
+        # The last to go: probes see 503 until the end (configuration 3.3).
+        stack.push_async_callback(server.stop, 1.0)
+        await self._listen_one("health", config.health.bind, config.health.port, None, server)
+        return health
+
+    async def _check_access(self, store: Store) -> None:
+        has_operators = await store.lookups.has_operators()
+        options = "".join(f" {shlex.quote(word)}" for word in self._options)
+        self._access = check_access(
+            self._config.http, has_operators=has_operators, command=self._command, options=options
+        )
+
+    async def _open_front_doors(
+        self, stack: contextlib.AsyncExitStack, store: Store, core: Core, permissions: Permissions | None
+    ) -> tuple[AmqpServer, HttpServer]:
+        """Serve adapters and operators from now on."""
+        config, metrics = self._config, self._metrics
+        lifetime = timedelta(seconds=config.auth.lifetime) if config.auth.lifetime else None
+        # Threads of their own: whoever tries passwords does not keep operators from setting some, nor they adapters
+        # from logging in.
+        logins = _build_hasher(config, metrics, "logins")
+        stack.callback(logins.close)
+        self._authenticator = Authenticator(store, logins, permissions, lifetime)
+        connections = await self._open_connections(stack)
+        amqp = self._build_amqp(core, connections, self._authenticator)
+        metrics.watch_adapters(amqp.api.traffic, amqp.connections)
+        stack.push_async_callback(amqp.stop, 0.0)
+        await self._listen("amqp", config.amqp, amqp)
+        # Again threads of their own, for the same reason.
+        operator_logins = _build_hasher(config, metrics, "operators")
+        stack.callback(operator_logins.close)
+        http = self._build_http(core, store, operator_logins)
+        stack.push_async_callback(http.stop, 0.0)
+        await self._listen("http", config.http, http)
+        self._settle(stack)
+        return amqp, http
+
+    async def _close_front_doors(self, amqp: AmqpServer, http: HttpServer) -> None:
+        grace = self._config.shutdown.grace
+        async with asyncio.TaskGroup() as group:
+            group.create_task(amqp.stop(grace))
+            group.create_task(http.stop(grace))
+
+    def _settle(self, stack: contextlib.AsyncExitStack) -> None:
+        # What the start has made stays to the end; the garbage collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        self._watch_lag()
+        stack.callback(self._end_watch)
 
     # Signals
 
@@ -453,11 +498,14 @@ class Process:
 
     def _request_stop(self, drain_delay: float) -> None:
         if self._stop.is_set():
-            # Nothing is lost: what was acknowledged is on disk.
             logger.warning("second signal, stopping at once")
-            os._exit(1)
+            self._stop_at_once()
         self._drain_delay = drain_delay
         self._stop.set()
+
+    def _stop_at_once(self) -> None:
+        # Nothing is lost: what was acknowledged is on disk.
+        os._exit(1)
 
     def _reload(self) -> None:
         """Read again what may change while the registry runs (configuration 1.2, reload)."""
@@ -480,24 +528,33 @@ class Process:
             logger.warning("permissions file", extra={"warning": warning})
         return permissions
 
-    async def _open_store(self) -> Store:
+    async def _open_store(self, stack: contextlib.AsyncExitStack, *, auto_migrate: bool) -> Store:
         config = self._config
         try:
             async with asyncio.timeout(config.startup.deadline):
                 settings = StoreSettings(
-                    auto_migrate=config.storage.auto_migrate,
+                    auto_migrate=auto_migrate,
                     search_workers=config.search.workers,
                     search_timeout=config.search.timeout,
                     observe=partial(self._metrics.observe_commit, "registry"),
                 )
-                return await open_store(config.storage.url, settings)
+                store = await open_store(config.storage.url, settings)
         except Unavailable as error:
             raise StartFailed(str(error), EXIT_UNAVAILABLE) from error
         except TimeoutError as error:
             raise StartFailed("the database could not be opened in startup.deadline", EXIT_UNAVAILABLE) from error
+        stack.push_async_callback(store.close)
+        self._store = store
+        self._metrics.watch_writes("registry", lambda: store.waiting_writes)
+        return store
 
     async def _scrape(self, is_ready: bool) -> bytes:
-        """Make the page of metrics; tenants and devices are counted now and then (configuration 4.2)."""
+        """Make the page of metrics."""
+        await self._count()
+        return self._metrics.render(is_ready=is_ready)
+
+    async def _count(self) -> None:
+        """Count tenants and devices, now and then (configuration 4.2)."""
         now = time.monotonic()
         if self._store is not None and now - self._counted >= COUNT_INTERVAL:
             # Who asks meanwhile is shown the old numbers, as is everybody if there are no new ones in time.
@@ -505,7 +562,6 @@ class Process:
             with contextlib.suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(COUNT_TIMEOUT):
                     self._metrics.set_inventory(*await self._store.search(lambda searches: searches.count()))
-        return self._metrics.render(is_ready=is_ready)
 
     def _watch_lag(self, due: float | None = None) -> None:
         """Measure now and then how late the event loop is; `due` is when this should have been called."""
@@ -518,13 +574,13 @@ class Process:
     def _end_watch(self) -> None:
         self._lag_timer.cancel()
 
-    async def _ensure_identity(self, store: Store, core: Core, permissions: Permissions | None) -> None:
+    async def _ensure_identity(self, store: Store, passwords: PasswordHasher, permissions: Permissions | None) -> None:
         """Make the first identity where nobody could log in otherwise (authentication 5.1)."""
         if permissions is not None:
             return
         directory = self._database.parent
         try:
-            made = await ensure_first_identity(store, core.passwords, directory, now_utc())
+            made = await ensure_first_identity(store, passwords, directory, now_utc())
         except OSError as error:
             message = f"the login for adapters cannot be written to {directory}: {error.strerror}"
             raise StartFailed(message, EXIT_UNAVAILABLE) from error
@@ -590,25 +646,34 @@ class Process:
         # A port that the system chooses is not known yet.
         return f"{config.container_name}-{listener.bind}:{listener.port or os.getpid()}"
 
-    async def _listen(self, name: str, config: HttpConfig | AmqpConfig, listen: Listen) -> None:
+    async def _listen(self, name: str, config: HttpConfig | AmqpConfig, server: Server) -> None:
         """Open the plain and the TLS listener of a front door, as configured."""
         if config.insecure_enabled:
-            await self._listen_one(name, config.insecure.bind, config.insecure.port, None, listen)
+            await self._listen_one(name, config.insecure.bind, config.insecure.port, None, server)
         if config.secure_enabled:
             tls = ReloadableTls(config.tls, name, self._metrics)
             self._tls.append(tls)
-            await self._listen_one(f"{name}s", config.secure.bind, config.secure.port, tls.context, listen)
+            await self._listen_one(f"{name}s", config.secure.bind, config.secure.port, tls.context, server)
 
     async def _listen_one(
-        self, scheme: str, host: str, port: int, context: ssl.SSLContext | None, listen: Listen
+        self, scheme: str, host: str, port: int, context: ssl.SSLContext | None, server: Server
     ) -> None:
+        with self._explained(scheme, host, port):
+            self._note_address(scheme, *await server.listen(host, port, context))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _explained(scheme: str, host: str, port: int) -> Iterator[None]:
+        """Say which listener it is that cannot be had."""
         try:
-            bound_host, bound_port = await listen(host, port, context)
+            yield
         except OSError as error:
             # A name that is not resolved has a number of its own kind, below zero.
             cause = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             message = f"{scheme}: {host}:{port} cannot be had: {cause}"
             raise StartFailed(message, EXIT_UNAVAILABLE) from error
+
+    def _note_address(self, scheme: str, bound_host: str, bound_port: int) -> None:
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         protocol = "http" if scheme == "health" else scheme
         self._addresses[scheme] = f"{protocol}://{shown}:{bound_port}"
@@ -715,7 +780,7 @@ class Process:
             if port == 0 and scheme in self._addresses
         }
 
-    async def _load_first_data(self, store: Store, core: Core) -> None:
+    async def _load_first_data(self, store: Store, passwords: PasswordHasher, rules: CredentialRules) -> None:
         """Load what `startup.load` names, while there is no tenant at all."""
         paths = self._config.startup.load
         if not paths or await store.read(lambda transaction: transaction.has_tenants()):
@@ -724,8 +789,8 @@ class Process:
         from kamado import load
 
         try:
-            plan = load.read_files(paths, rules=core.credential_rules, now=now_utc())
-            counts = await load.apply(plan, store, core.passwords, LOCAL_OPERATOR, now_utc)
+            plan = load.read_files(paths, rules=rules, now=now_utc())
+            counts = await load.apply(plan, store, passwords, LOCAL_OPERATOR, now_utc)
         except load.LoadErrors as error:
             for problem in error.problems:
                 logger.error("startup.load", extra={"problem": str(problem)})

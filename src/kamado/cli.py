@@ -177,10 +177,21 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Write the addresses to this file (JSON) once everything listens."),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Serve with so many processes, or auto: one for each processor; the setting serve.workers.",
+        ),
+    ] = None,
 ) -> None:
     """Run the registry until SIGTERM or Ctrl-C."""
-    loaded = _load(config, assignments)
-    from kamado.app import run
+    chosen = [] if workers is None else [f"serve.workers={workers}"]
+    loaded = _load(config, [*(assignments or ()), *chosen])
+    if loaded.config.serve.effective_workers > 1:
+        from kamado.supervisor import run
+    else:
+        from kamado.app import run
 
     raise typer.Exit(
         run(loaded, ready_file=ready_file, command=_own_command(), options=_own_options(config, assignments))

@@ -47,6 +47,7 @@ __all__ = [
     "read_hook_secret",
     "settings",
     "tls_context",
+    "usable_processors",
 ]
 
 _log = logging.getLogger(__name__)
@@ -178,6 +179,13 @@ def _whole_kind(minimum: int, maximum: int | None = None, *, unless: int | None 
         return minimum <= value and (maximum is None or value <= maximum) and value != unless
 
     return Kind(expected=expected, parse=lambda value, _: _ranged(_whole(value), check))
+
+
+def _workers_kind() -> Kind[int | Auto]:
+    return Kind(
+        expected='a whole number, 1 to 64, or "auto"',
+        parse=lambda value, _: "auto" if value == "auto" else _ranged(_whole(value), lambda number: 1 <= number <= 64),
+    )
 
 
 def _duration_kind(minimum: float = 0) -> Kind[float]:
@@ -687,6 +695,31 @@ class DeviceConnectionConfig:
     )
 
 
+def usable_processors(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Count the processors that this process may use: by its affinity, and by the limit of its control groups (v2).
+
+    Args:
+        groups: Where the control groups are mounted.
+        own: The file that names those of this process.
+    """
+    count = len(os.sched_getaffinity(0))
+    try:
+        name = next(line[4:] for line in own.read_text().splitlines() if line.startswith("0::/"))
+    except (OSError, StopIteration):
+        return count
+    while True:
+        try:
+            quota, period = (groups / name / "cpu.max").read_text().split()
+            if quota != "max":
+                count = min(count, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):
+            # The uppermost group has no limit, and what this process sees of the others may be nothing.
+            pass
+        if not name:
+            return max(1, count)
+        name = name.rpartition("/")[0]
+
+
 def _default_database() -> str:
     return f"sqlite:///{platformdirs.user_data_path('kamado', appauthor=False) / 'kamado.db'}"
 
@@ -757,6 +790,22 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """The processes."""
+
+    workers: int | Auto = _setting(
+        1,
+        _workers_kind(),
+        "Processes that serve. 1: no more than this one. auto: one for each processor that may be used.",
+    )
+
+    @property
+    def effective_workers(self) -> int:
+        """How many processes serve, worked out."""
+        return usable_processors() if self.workers == "auto" else self.workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartupConfig:
     """The start."""
 
@@ -797,6 +846,7 @@ class Config:
     provisioning: ProvisioningConfig = field(default_factory=ProvisioningConfig)
     device_connection: DeviceConnectionConfig = field(default_factory=DeviceConnectionConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     startup: StartupConfig = field(default_factory=StartupConfig)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
 

@@ -119,12 +119,31 @@ class RepeatFilter(logging.Filter):
         return True
 
 
+class _Fields(logging.Filter):
+    """Puts fields on every record."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        vars(record).update(self._fields)
+        return True
+
+
 def is_text(form: str, stream: TextIO | None = None) -> bool:
     """Tell whether a form means text, on a stream (standard output if omitted)."""
     return form == "text" or (form == "auto" and (stream or sys.stdout).isatty())
 
 
-def configure(form: str, level: str, levels: Mapping[str, str], stream: TextIO | None = None) -> None:
+def configure(
+    form: str,
+    level: str,
+    levels: Mapping[str, str],
+    stream: TextIO | None = None,
+    *,
+    fields: Mapping[str, object] | None = None,
+) -> None:
     """Send all records to one stream.
 
     Args:
@@ -132,11 +151,14 @@ def configure(form: str, level: str, levels: Mapping[str, str], stream: TextIO |
         level: Lowest level of all loggers.
         levels: Logger name -> its own lowest level.
         stream: Standard output if omitted.
+        fields: Put on every record.
     """
     stream = stream or sys.stdout
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if is_text(form, stream) else JsonFormatter())
     handler.addFilter(RepeatFilter())
+    if fields:
+        handler.addFilter(_Fields(fields))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

@@ -22,15 +22,22 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.samples import Sample
 
-__all__ = ["CONTENT_TYPE", "ApiTraffic", "ConnectionTraffic", "Durations", "Metrics"]
+__all__ = ["CONTENT_TYPE", "ApiTraffic", "ConnectionTraffic", "Durations", "Exported", "Metrics"]
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
 # Configuration 4.2; 0.2 s is what an adapter waits for an answer by default.
 _REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
 _GROUP_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_OF_THE_WHOLE: Final = frozenset(("kamado_ready", "kamado_build_info", "python_info"))
+"""The same for all workers, or no business of one."""
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
+
+
+Exported = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
+"""Metrics on their way between processes: name, documentation, type; name, labels and value of each sample."""
 
 
 class Durations(Protocol):
@@ -103,7 +110,7 @@ class Metrics:
 
     def __init__(self, *, version: str, labels: Mapping[str, str]) -> None:
         registry = self._registry = CollectorRegistry(auto_describe=False)
-        self._page = _Page(registry, labels)
+        self._labels = labels
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -203,10 +210,28 @@ class Metrics:
             registry=registry,
         )
 
-    def render(self, *, is_ready: bool) -> bytes:
-        """Write everything in the text format of Prometheus, of content type `CONTENT_TYPE`."""
+    def render(self, *, is_ready: bool, workers: Mapping[int, Exported] | None = None) -> bytes:
+        """Write everything in the text format of Prometheus, of content type `CONTENT_TYPE`.
+
+        Args:
+            is_ready: What `/readiness` says.
+            workers: What `export` gave in worker processes, by number; their series get the label `worker`.
+        """
         self._ready.set(is_ready)
-        return generate_latest(self._page)
+        return generate_latest(_Page(self._registry, self._labels, workers or {}))
+
+    def export(self) -> Exported:
+        """Tell another process everything that is counted here, in values that JSON has."""
+        return [
+            (
+                family.name,
+                family.documentation,
+                family.type,
+                [(sample.name, sample.labels, sample.value) for sample in _without_beginnings(family)],
+            )
+            for family in self._registry.collect()
+            if family.name not in _OF_THE_WHOLE
+        ]
 
     # What is told
 
@@ -319,6 +344,20 @@ class Metrics:
         """Show how many writes wait for a database."""
         self._watch_gauge("kamado_db_writes_waiting", "Writes that wait or run.", "database", database, read)
 
+    def watch_workers(self, count: Callable[[], Mapping[str, int]], restarts: Callable[[], int]) -> None:
+        """Show how many worker processes are in which state, and how often one was started again."""
+
+        def families() -> Iterable[Metric]:
+            family = GaugeMetricFamily("kamado_workers", "Worker processes.", labels=("state",))
+            for state, number in count().items():
+                family.add_metric((state,), number)
+            yield family
+            yield CounterMetricFamily(
+                "kamado_worker_restarts_total", "Worker processes that ended and were started again.", value=restarts()
+            )
+
+        self._registry.register(_Read(families))
+
     def _inventory_families(self) -> Iterable[Metric]:
         if self._inventory is not None:
             tenants, devices = self._inventory
@@ -347,21 +386,29 @@ class _Read:
 class _Page:
     """All series as they are shown: with the common labels, one block for each name."""
 
-    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
+    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str], workers: Mapping[int, Exported]) -> None:
         self._registry = registry
         self._labels = labels
+        self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
+
+        def show(name: str, documentation: str, kind: str, samples: Iterable[Sample], more: Mapping[str, str]) -> None:
+            shown = families.setdefault(name, Metric(name, documentation, kind))
+            shown.samples += [sample._replace(labels={**sample.labels, **more, **self._labels}) for sample in samples]
+
         for family in self._registry.collect():
-            shown = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            # When each series began is in nobody's table and half as many lines again.
-            shown.samples += [
-                sample._replace(labels={**sample.labels, **self._labels})
-                for sample in family.samples
-                if not sample.name.endswith("_created")
-            ]
+            show(family.name, family.documentation, family.type, _without_beginnings(family), {})
+        for number, exported in self._workers.items():
+            for name, documentation, kind, samples in exported:
+                show(name, documentation, kind, [Sample(*sample) for sample in samples], {"worker": str(number)})
         return families.values()
+
+
+def _without_beginnings(family: Metric) -> list[Sample]:
+    """When each series began is in nobody's table and half as many lines again."""
+    return [sample for sample in family.samples if not sample.name.endswith("_created")]
 
 
 def _amqp_families(apis: Sequence[ApiTraffic], connections: ConnectionTraffic) -> Iterable[Metric]:

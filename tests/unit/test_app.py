@@ -42,11 +42,15 @@ def test_container_id_names_the_listener(tmp_path: Path) -> None:
 def test_name_that_is_not_resolved_is_told(tmp_path: Path) -> None:
     config = configured(tmp_path)
 
-    async def listen(*_: object) -> tuple[str, int]:
-        raise socket.gaierror(-2, "Name or service not known")
+    class Server:
+        async def listen(self, *_: object) -> tuple[str, int]:
+            raise socket.gaierror(-2, "Name or service not known")
+
+        def share(self, *_: object) -> None:
+            raise AssertionError
 
     async def start() -> None:
-        await Process(config, None, "kamado", "")._listen_one("health", "registry.invalid", 1, None, listen)
+        await Process(config, None, "kamado", "")._listen_one("health", "registry.invalid", 1, None, Server())
 
     with pytest.raises(StartFailed, match=r"registry\.invalid:1 cannot be had: Name or service not known"):
         asyncio.run(start())

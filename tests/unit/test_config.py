@@ -8,7 +8,17 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from tests.integration.certificates import Authority, tls_files
 
-from kamado.config import AmqpTlsConfig, Config, ConfigError, Loaded, load, read_hook_secret, settings, tls_context
+from kamado.config import (
+    AmqpTlsConfig,
+    Config,
+    ConfigError,
+    Loaded,
+    load,
+    read_hook_secret,
+    settings,
+    tls_context,
+    usable_processors,
+)
 
 
 def loaded(tmp_path: Path, toml: str = "", *assignments: str, environment: dict[str, str] | None = None) -> Loaded:
@@ -610,3 +620,44 @@ def test_every_setting_has_a_default_a_form_and_a_line() -> None:
         assert setting.doc.endswith("."), key
         assert setting.kind.expected, key
         assert "\n" not in setting.doc, key
+
+
+def test_workers(tmp_path: Path) -> None:
+    assert config_of(tmp_path).serve.effective_workers == 1
+    assert config_of(tmp_path, "[serve]\nworkers = 3").serve.effective_workers == 3
+    assert config_of(tmp_path, "", "serve.workers=auto").serve.effective_workers == usable_processors()
+    for wrong in ("0", "65", "all", "true", "1.5"):
+        (problem,) = problems_of(tmp_path, "", f"serve.workers={wrong}")
+        assert 'expected a whole number, 1 to 64, or "auto"' in problem
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 8),
+        ({"": "max 100000"}, 8),
+        ({"pod/kamado": "200000 100000"}, 2),
+        ({"pod/kamado": "150000 100000"}, 2),
+        ({"pod/kamado": "50000 100000"}, 1),
+        ({"pod": "300000 100000", "pod/kamado": "max 100000"}, 3),
+        ({"pod": "100000 100000", "pod/kamado": "300000 100000"}, 1),
+        ({"pod/kamado": "1600000 100000"}, 8),
+        ({"pod/kamado": "nonsense"}, 8),
+    ],
+)
+def test_processors_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], expected: int
+) -> None:
+    """By affinity, and by the least limit of this control group and those above it (Kubernetes: `limits.cpu`)."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    own = tmp_path / "cgroup"
+    own.write_text("1:name=systemd:/other\n0::/pod/kamado\n")
+    for group, text in limits.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(text)
+    assert usable_processors(tmp_path, own) == expected
+
+
+def test_processors_where_there_are_no_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert usable_processors(tmp_path, tmp_path / "none") == 2

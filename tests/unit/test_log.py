@@ -115,3 +115,11 @@ def test_levels_of_single_loggers() -> None:
     first, second = stream.getvalue().splitlines()
     assert first.endswith("seen")
     assert json.loads(second)["msg"] == "now in JSON"
+
+
+def test_fields_of_a_process_are_on_every_record() -> None:
+    stream = io.StringIO()
+    configure("json", "info", {}, stream, fields={"worker": 2})
+    logging.getLogger("kamado.one").info("something", extra={"tenant_id": "acme"})
+    event = json.loads(stream.getvalue())
+    assert (event["worker"], event["tenant_id"]) == (2, "acme")

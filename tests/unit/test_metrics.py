@@ -1,6 +1,7 @@
 """Metrics: configuration and operations 4."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Mapping
 
@@ -200,3 +201,25 @@ def test_passwords_that_wait_are_counted() -> None:
         hasher.close()
 
     asyncio.run(main())
+
+
+def test_series_of_workers_are_told_apart() -> None:
+    """What workers count has the label `worker`, what is the same for all is not told by them."""
+    common = {"component_name": "hono-registry"}
+    whole, worker = new_metrics(common), new_metrics(common)
+    worker.observe_search("devices", 7, 0.004, False)
+    worker.render(is_ready=True)
+    whole.watch_workers(lambda: {"ready": 1, "down": 1}, lambda: 3)
+    exported = json.loads(json.dumps(worker.export()))
+    text = whole.render(is_ready=True, workers={1: exported, 2: exported}).decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    labels = {"component_name": "hono-registry", "kind": "devices"}
+    rows = [(sample.labels, sample.value) for sample in samples if sample.name == "kamado_search_rows_scanned_total"]
+    assert rows == [(labels | {"worker": number}, 7) for number in ("1", "2")]
+    for name in ("kamado_ready", "kamado_build_info", "python_info"):
+        assert len([sample for sample in samples if sample.name == name]) == 1, name
+    assert [(s.labels["state"], s.value) for s in samples if s.name == "kamado_workers"] == [("ready", 1), ("down", 1)]
+    assert [sample.value for sample in samples if sample.name == "kamado_worker_restarts_total"] == [3]
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names))
+    assert not [sample for sample in samples if sample.name.endswith("_created")]

@@ -8,6 +8,7 @@ for is not read from either.
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from kamado.amqp.connection import (
 from kamado.amqp.sasl import Outcome, PlainAttempt, SaslAttempt, SaslServer
 from kamado.auth import Authenticator, Principal
 from kamado.errors import BadRequest, Unavailable
+from kamado.listeners import Share, SharedListener
 from kamado.x509 import parse_certificate
 
 __all__ = ["Address", "AmqpServer", "AmqpServerSettings", "Connections", "ObserveLogin"]
@@ -130,7 +132,8 @@ class AmqpServer:
         self.connections = Connections()
         self.peers: set[_Peer] = set()
         self.is_stopping = False
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | SharedListener] = []
+        self._share: Share | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._all_gone = asyncio.Event()
@@ -160,11 +163,34 @@ class AmqpServer:
             ssl_handshake_timeout=None if context is None else self.settings.handshake_timeout,
             ssl_shutdown_timeout=None if context is None else self.settings.connection.close_timeout,
         )
-        self._listeners.append(listener)
-        if self._watch is None:
-            self._watch = loop.create_task(self._watch_logins())
+        self._add(listener)
         name = listener.sockets[0].getsockname()
         return Address(name[0], name[1])
+
+    def share(self, listening: socket.socket, share: Share, context: ssl.SSLContext | None = None) -> None:
+        """Take connections from a socket that other processes take them from, too.
+
+        Args:
+            listening: Listens already.
+            share: Of this process; the same for all sockets of this server.
+            context: As for `listen`.
+        """
+        self._share = share
+        self._add(
+            SharedListener(
+                listening,
+                share,
+                lambda: _Peer(self),
+                context=context,
+                handshake_timeout=self.settings.handshake_timeout,
+                shutdown_timeout=self.settings.connection.close_timeout,
+            )
+        )
+
+    def _add(self, listener: asyncio.Server | SharedListener) -> None:
+        self._listeners.append(listener)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._watch_logins())
 
     async def stop(self, grace: float) -> None:
         """Stop in order: no new connections, no new requests, let running ones end, say goodbye (amqp-apis 2.4).
@@ -201,6 +227,8 @@ class AmqpServer:
         if peer in self.peers:
             self.peers.discard(peer)
             self.connections.end(peer.port, peer.ending or "peer")
+        if self._share is not None:
+            self._share.end()
         self._all_gone.set()
 
     def spawn(self, work: Coroutine[Any, Any, None], done: Callable[[asyncio.Task[None]], None]) -> asyncio.Task[None]:

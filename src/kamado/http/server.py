@@ -7,6 +7,7 @@ and a stop that loses no answer. It does not know what is asked: that is the ASG
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from uvicorn.server import ServerState
 from kamado.document import JsonObject, encode
 from kamado.errors import Unavailable
 from kamado.http.api import CONTENT_TYPE, Receive, Send, encode_error, respond
+from kamado.listeners import Share, SharedListener
 
 __all__ = ["Address", "Application", "Health", "HttpServer", "HttpServerSettings"]
 
@@ -77,7 +79,8 @@ class HttpServer:
         self.is_stopping = False
         self.state = ServerState()
         self._gone = asyncio.Event()
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | SharedListener] = []
+        self._share: Share | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         # Of uvicorn's configuration only what its protocol class reads: no loop, no signals, no access log.
         self._config = Config(
@@ -117,11 +120,35 @@ class HttpServer:
             ssl_shutdown_timeout=_CLOSE_TIMEOUT if context else None,
             backlog=1024,
         )
-        self._listeners.append(listener)
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(self.settings.sweep_interval, self._sweep)
+        self._add(listener)
         name = listener.sockets[0].getsockname()
         return Address(name[0], name[1])
+
+    def share(self, listening: socket.socket, share: Share, context: ssl.SSLContext | None = None) -> None:
+        """Take connections from a socket that other processes take them from, too.
+
+        Args:
+            listening: Listens already.
+            share: Of this process; the same for all sockets of this server.
+            context: With it the listener speaks TLS.
+        """
+        self._share = share
+        self._add(
+            SharedListener(
+                listening,
+                share,
+                lambda: _Connection(self, self._config),
+                context=context,
+                handshake_timeout=self.settings.handshake_timeout,
+                shutdown_timeout=_CLOSE_TIMEOUT,
+            )
+        )
+
+    def _add(self, listener: asyncio.Server | SharedListener) -> None:
+        self._listeners.append(listener)
+        if self._sweeper is None:
+            loop = asyncio.get_running_loop()
+            self._sweeper = loop.call_later(self.settings.sweep_interval, self._sweep)
 
     async def stop(self, grace: float) -> None:
         """Stop in order: no new connections, answer what has been asked, close.
@@ -162,6 +189,8 @@ class HttpServer:
 
     def forget(self) -> None:
         """Take note that a connection is gone."""
+        if self._share is not None:
+            self._share.end()
         self._gone.set()
 
     def _sweep(self) -> None:
@@ -411,7 +440,8 @@ def _bare_response(status: int, text: str, *, retry: bool = False) -> bytes:
 class Health:
     """The health checks (configuration 3.1), an application for a listener of its own.
 
-    `/started` is up once `is_started` is set, `/readiness` while it is also not draining and the database answers,
+    `/started` is up once `is_started` is set, `/readiness` while it is also not draining, `find_problem` finds none and
+    the database answers,
     `/liveness` as long as the event loop turns; `/` is all of them.
 
     Metrics are served beside them, if there are any.
@@ -437,6 +467,8 @@ class Health:
         self.is_draining = False
         self.ping: Callable[[], Awaitable[None]] | None = None
         """How to ask the database; set once there is one."""
+        self.find_problem: Callable[[], str | None] = lambda: None
+        """What else keeps it from serving."""
         self._metrics = metrics
         self._metrics_type = metrics_type
         self._metrics_paths = frozenset[str]() if metrics is None else metrics_paths
@@ -453,7 +485,7 @@ class Health:
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, encode_error("only GET is supported"), ((b"allow", b"GET, HEAD"),))
         elif self._metrics is not None and path in self._metrics_paths:
-            is_ready = self.is_started and not self.is_draining and await self._ask_database() is None
+            is_ready = self.is_started and self._find_problem() is None and await self._ask_database() is None
             await respond(send, 200, await self._metrics(is_ready), content_type=self._metrics_type)
         else:
             checks: list[JsonObject] = []
@@ -462,11 +494,14 @@ class Health:
             if path != "/liveness":
                 checks.append(_check("start", None if self.is_started else "not started yet"))
             if path in {"/", "/readiness"}:
-                checks.append(_check("serving", "draining" if self.is_draining else None))
+                checks.append(_check("serving", self._find_problem()))
                 checks.append(_check("database", await self._ask_database()))
             status = "UP" if all(check["status"] == "UP" for check in checks) else "DOWN"
             body = encode({"status": status, "outcome": status, "checks": checks})
             await respond(send, 200 if status == "UP" else 503, body)
+
+    def _find_problem(self) -> str | None:
+        return "draining" if self.is_draining else self.find_problem()
 
     async def _ask_database(self) -> str | None:
         """Return what is wrong with the database."""
