@@ -20,7 +20,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ from kamado.metrics import CONTENT_TYPE, Metrics
 from kamado.operators import OperatorLogins, find_anonymous
 from kamado.passwords import PasswordHasher
 from kamado.provisioning import ProvisioningHook, ProvisioningService, ProvisioningSettings
-from kamado.storage import StoreSettings, open_connections, open_store
+from kamado.storage import StoreSettings, open_connections, open_store, shown_url
 from kamado.store import Store
 
 __all__ = [
@@ -87,6 +87,7 @@ __all__ = [
     "now_utc",
     "run",
     "run_to_the_end",
+    "store_settings",
 ]
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,21 @@ def credential_rules(config: Config) -> CredentialRules:
         identifiers=identifiers,
         bcrypt_max_cost=config.credentials.bcrypt_max_cost,
         allowed_hash_functions=frozenset(config.credentials.allowed_hash_functions),
+    )
+
+
+def store_settings(config: Config) -> StoreSettings:
+    """Work out how the database is used."""
+    storage = config.storage
+    return StoreSettings(
+        auto_migrate=storage.auto_migrate,
+        search_workers=config.search.workers,
+        search_timeout=config.search.timeout,
+        read_url=storage.read_url,
+        pool_min=storage.pool_min,
+        pool_max=storage.pool_max,
+        acquire_timeout=storage.acquire_timeout,
+        statement_timeout=storage.statement_timeout,
     )
 
 
@@ -532,10 +548,11 @@ class Process:
         config = self._config
         try:
             async with asyncio.timeout(config.startup.deadline):
-                settings = StoreSettings(
+                settings = replace(
+                    store_settings(config),
                     auto_migrate=auto_migrate,
-                    search_workers=config.search.workers,
-                    search_timeout=config.search.timeout,
+                    # Somewhat less, so that what is in the way can be said.
+                    open_timeout=max(0.0, config.startup.deadline - config.storage.acquire_timeout - 0.5),
                     observe=partial(self._metrics.observe_commit, "registry"),
                 )
                 store = await open_store(config.storage.url, settings)
@@ -578,8 +595,9 @@ class Process:
         """Make the first identity where nobody could log in otherwise (authentication 5.1)."""
         if permissions is not None:
             return
-        directory = self._database.parent
+        directory = self._config.login_dir
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             made = await ensure_first_identity(store, passwords, directory, now_utc())
         except OSError as error:
             message = f"the login for adapters cannot be written to {directory}: {error.strerror}"
@@ -589,17 +607,14 @@ class Process:
         elif not await store.read(lambda transaction: transaction.list_identities()):
             logger.warning("no adapter can log in: every identity was removed; see: kamado identity add --help")
 
-    @property
-    def _database(self) -> Path:
-        return Path(self._config.storage.url.removeprefix("sqlite:///"))
-
     async def _open_connections(self, stack: contextlib.AsyncExitStack) -> DeviceConnectionService | None:
         """Open what is kept of device connections, and see that it does not grow without end."""
         config = self._config.device_connection
         if not config.enabled:
             return None
         observe = partial(self._metrics.observe_commit, "connections")
-        connections = await open_connections(self._config.storage.url, observe)
+        settings = replace(store_settings(self._config), observe=observe)
+        connections = await open_connections(self._config.storage.url, settings)
         stack.push_async_callback(connections.close)
         service = DeviceConnectionService(
             connections,
@@ -712,9 +727,10 @@ class Process:
 
     async def _announce(self, store: Store) -> None:
         """Say what runs where, who may log in, and what to type next."""
-        database = self._database
-        login = database.parent / CREDENTIALS_FILE
-        fields = self._addresses | {"database": str(database), "http_access": self._access}
+        storage = self._config.storage
+        database = shown_url(storage.url) if storage.file is None else str(storage.file)
+        login = self._config.login_dir / CREDENTIALS_FILE
+        fields = self._addresses | {"database": database, "http_access": self._access}
         if self._config.auth.permissions_file is not None:
             fields["permissions_file"] = str(self._config.auth.permissions_file)
         elif login.exists():
@@ -729,7 +745,7 @@ class Process:
             (self._addresses.get("amqp"), "APIs for adapters"),
             (self._addresses.get("amqps"), "APIs for adapters with TLS"),
             (self._addresses["health"], "health checks: /readiness, /liveness"),
-            (str(database), "database"),
+            (database, "database"),
             (fields.get("adapter_credentials"), "login for adapters: user name and password"),
         ]
         width = max(len(where) for where, _ in rows if where)

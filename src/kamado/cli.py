@@ -9,6 +9,7 @@ written; 77 the login was refused; 78 wrong configuration.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import shlex
@@ -257,10 +258,10 @@ def _check_access(config: "Config") -> str:
     """Say who may use the management API; exit if `serve` would not start for that."""
     from kamado.app import StartFailed, check_access
 
-    database = Path(config.storage.url.removeprefix("sqlite:///"))
+    file = config.storage.file
     try:
         # What is not there yet has no account; nothing is made here.
-        has_operators = database.exists() and asyncio.run(
+        has_operators = (file is None or file.exists()) and asyncio.run(
             _with_store(config, lambda store: store.lookups.has_operators(), may_create=False)
         )
     except Unavailable as error:
@@ -347,10 +348,13 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
 
 async def _with_store(config: "Config", work: Callable[["Store"], Awaitable[T]], *, may_create: bool) -> T:
     """Open the database beside whoever uses it, do something, close it."""
-    from kamado.storage import StoreSettings, open_store
+    from kamado.app import store_settings
+    from kamado.storage import open_store
 
-    auto_migrate = may_create and config.storage.auto_migrate
-    store = await open_store(config.storage.url, StoreSettings(auto_migrate=auto_migrate))
+    settings = store_settings(config)
+    # A command does one thing after the other.
+    settings = dataclasses.replace(settings, auto_migrate=may_create and settings.auto_migrate, pool_min=1)
+    store = await open_store(config.storage.url, settings)
     try:
         return await work(store)
     finally:
@@ -1000,7 +1004,7 @@ def _login(username: str | None, credentials_file: Path | None, config: "Config"
     if username is not None:
         password = os.environ.get("KAMADO_ASK_PASSWORD")
         return username, ask_secret("the variable KAMADO_ASK_PASSWORD") if password is None else password
-    path = credentials_file or _beside_database(config) / "adapter.credentials"
+    path = credentials_file or config.login_dir / "adapter.credentials"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -1013,10 +1017,6 @@ def _login(username: str | None, credentials_file: Path | None, config: "Config"
     if not {"username", "password"} <= found.keys():
         fail(f"{path} has no lines username= and password=", WRONG_CONFIGURATION)
     return found["username"], found["password"]
-
-
-def _beside_database(config: "Config") -> Path:
-    return Path(config.storage.url.removeprefix("sqlite:///")).parent
 
 
 def _ask(

@@ -251,6 +251,10 @@ def _file_kind() -> Kind[Path | None]:
     return Kind(expected="the path of a file that can be read", parse=_path, show=lambda path: json.dumps(str(path)))
 
 
+def _directory_kind() -> Kind[Path | None]:
+    return Kind(expected="the path of a directory", parse=_path, show=lambda path: json.dumps(str(path)))
+
+
 def _files_kind() -> Kind[tuple[Path, ...]]:
     return Kind(
         expected="paths of files that can be read; as a list, or comma separated",
@@ -321,13 +325,27 @@ def _levels(value: object) -> dict[str, str]:
     raise ValueError
 
 
+_POSTGRESQL = ("postgresql://", "postgres://")
+
+
 def _database_url(value: object, directory: Path) -> str:
     """Make the path absolute: `sqlite:////var/lib/x.db` is absolute, `sqlite:///x.db` relative."""
     text = _text(value)
+    if text.startswith(_POSTGRESQL):
+        return _postgresql_url(text)
     name = text.removeprefix("sqlite:///")
     if name == text or not name or name.endswith("/") or name == ":memory:" or re.search("[?#]", name):
         raise ValueError
     return f"sqlite:///{_path(name, directory)}"
+
+
+def _postgresql_url(value: object) -> str:
+    text = _text(value)
+    parts = urlsplit(text)
+    # Several hosts, each perhaps with a port, are more than the standard library reads.
+    if not text.startswith(_POSTGRESQL) or not parts.netloc or not parts.path.strip("/") or parts.fragment:
+        raise ValueError
+    return text
 
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -628,6 +646,12 @@ class AuthConfig:
     permissions_file: Path | None = _setting(
         None, _file_kind(), "Identities and roles in the JSON form of Hono's Auth Server; read again on SIGHUP."
     )
+    first_login_dir: Path | None = _setting(
+        None,
+        _directory_kind(),
+        "Where the first start writes `adapter.credentials`. Unset: beside the SQLite file; with PostgreSQL the user's "
+        "data directory.",
+    )
     lifetime: float = _setting(
         600.0, _duration_kind(), "A login ends after this time and the adapter logs in again; 0: never."
     )
@@ -720,8 +744,12 @@ def usable_processors(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
         name = name.rpartition("/")[0]
 
 
+def _data_directory() -> Path:
+    return platformdirs.user_data_path("kamado", appauthor=False)
+
+
 def _default_database() -> str:
-    return f"sqlite:///{platformdirs.user_data_path('kamado', appauthor=False) / 'kamado.db'}"
+    return f"sqlite:///{_data_directory() / 'kamado.db'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -731,17 +759,39 @@ class StorageConfig:
     url: str = _dynamic(
         _default_database,
         Kind(
-            expected="sqlite:/// and the path of a file, such as sqlite:////var/lib/kamado/kamado.db",
+            expected="sqlite:/// and the path of a file, such as sqlite:////var/lib/kamado/kamado.db, or "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
             parse=_database_url,
         ),
-        "The database. Default: `kamado.db` in the user's data directory; the path is in the start-up lines.",
+        "The database: a SQLite file, or PostgreSQL. Default: `kamado.db` in the user's data directory; the path is in "
+        "the start-up lines.",
         secret=True,
+    )
+    read_url: str | None = _setting(
+        None,
+        Kind(
+            expected="postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
+            parse=lambda value, _: None if value in {None, ""} else _postgresql_url(value),
+        ),
+        "PostgreSQL only: a replica for the look-ups of adapters. Unset: they go to `storage.url`.",
+        secret=True,
+    )
+    pool_min: int = _setting(3, _whole_kind(1, 1000), "PostgreSQL only: connections that a process keeps open.")
+    pool_max: int = _setting(15, _whole_kind(4, 1000), "PostgreSQL only: connections of a process at most.")
+    acquire_timeout: float = _setting(2.0, _duration_kind(0.1), "PostgreSQL only: time for getting a connection.")
+    statement_timeout: float = _setting(
+        1.0, _duration_kind(0.1), "PostgreSQL only: time for one statement that is no search."
     )
     auto_migrate: bool = _setting(
         True,
         _boolean_kind(),
         "Let `serve` create the schema or bring it up to date; false: leave that to `kamado migrate`.",
     )
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; `None` for PostgreSQL."""
+        return None if self.url.startswith(_POSTGRESQL) else Path(self.url.removeprefix("sqlite:///"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -849,6 +899,13 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     startup: StartupConfig = field(default_factory=StartupConfig)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
+
+    @property
+    def login_dir(self) -> Path:
+        """Where the login that the first start makes is written."""
+        if self.auth.first_login_dir is not None:
+            return self.auth.first_login_dir
+        return _data_directory() if self.storage.file is None else self.storage.file.parent
 
 
 def _walk(section: Any, prefix: str = "") -> Iterator[tuple[Setting, object]]:
@@ -1114,9 +1171,13 @@ def _check(config: Config, origins: Mapping[str, str], problems: list[Problem], 
     _check_ports(config, problem)
     if config.credentials.bcrypt_cost > config.credentials.bcrypt_max_cost:
         problem("credentials.bcrypt_cost", "is higher than credentials.bcrypt_max_cost")
-    database = Path(config.storage.url.removeprefix("sqlite:///"))
-    if database.is_dir():
-        problem("storage.url", f"{database} is a directory; name a file in it")
+    storage = config.storage
+    if storage.file is not None and storage.file.is_dir():
+        problem("storage.url", f"{storage.file} is a directory; name a file in it")
+    if storage.file is not None and storage.read_url is not None:
+        problem("storage.read_url", "needs PostgreSQL in storage.url")
+    if storage.pool_min > storage.pool_max:
+        problem("storage.pool_min", "is higher than storage.pool_max")
     for path in config.startup.load:
         _check_readable("startup.load", path, problem)
     if config.auth.permissions_file is not None:

@@ -10,6 +10,7 @@ asks of storage is the port `Connections`.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class Connections(Protocol):
         """Read from one snapshot; see `store.Lookups.batch`."""
 
     async def find_connection(self, tenant_id: str, device_id: str) -> DeviceConnection | None:
-        """Find a device's entry; never suspends.
+        """Find a device's entry.
 
         Raises:
             Unavailable: It cannot be read now.
@@ -119,14 +120,18 @@ class Connections(Protocol):
     async def find_adapter_instances(
         self, tenant_id: str, device_ids: Sequence[str], now: datetime
     ) -> list[tuple[str, str]]:
-        """Return device id and adapter instance id of those that have an instance now, in any order; never suspends.
+        """Return device id and adapter instance id of those that have an instance now, in any order.
 
         Raises:
             Unavailable: They cannot be read now.
         """
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, device: Key | None = None) -> T:
         """Run a use case in one transaction, together with what else is waiting; see `store.Store.write`.
+
+        Args:
+            work: The use case.
+            device: The one device whose entry is changed, if there is only one.
 
         Returns:
             What `work` returned, once every other process sees the change. It need not be on disk.
@@ -157,8 +162,8 @@ class DeviceConnectionService:
         self._refresh_interval = timedelta(seconds=settings.refresh_interval)
         # Nothing is forgotten early because a refresh was left out.
         self._gateway_lifetime = timedelta(seconds=settings.gateway_lifetime) + self._refresh_interval
-        self._under_way: dict[Key, int] = {}
-        """Writes that have begun and not ended: until then the entry of that key is not what a read shows."""
+        self._turns: dict[Key, deque[asyncio.Future[None]]] = {}
+        """Entries that are being changed, each with those that wait to change it next."""
 
     def batch(self) -> AbstractContextManager[None]:
         """Answer what is asked inside from one snapshot, at less cost; see `Connections.batch`."""
@@ -169,7 +174,7 @@ class DeviceConnectionService:
     async def set_last_gateway(self, principal: Principal, tenant_id: str, device_id: str, gateway_id: str) -> None:
         """Note through which gateway a device was last heard of; a device that connects itself is its own gateway.
 
-        Waits only if there is something to write. Cancelled there, the entry is written or not; a retry is safe.
+        Cancelled, the entry is written or not; a retry is safe.
 
         Raises:
             BadRequest: An id cannot be one.
@@ -179,18 +184,21 @@ class DeviceConnectionService:
         _check_identifier(device_id, "device_id")
         _check_identifier(gateway_id, "gateway_id")
         key, now = (tenant_id, device_id), self._clock()
-        if key not in self._under_way:
-            found = await self._connections.find_connection(tenant_id, device_id)
-            if found is not None and found.gateway_id == gateway_id:
-                assert found.gateway_updated is not None
-                if timedelta(0) <= now - found.gateway_updated < self._refresh_interval:
-                    return
 
         async def put(transaction: ConnectionTransaction) -> None:
             if not await transaction.update_gateway(tenant_id, device_id, gateway_id, now):
                 await self._insert(transaction, key, DeviceConnection(gateway_id, now))
 
-        await self._write(key, put)
+        await self._take_turn(key)
+        try:
+            found = await self._connections.find_connection(tenant_id, device_id)
+            if found is not None and found.gateway_id == gateway_id:
+                assert found.gateway_updated is not None
+                if timedelta(0) <= now - found.gateway_updated < self._refresh_interval:
+                    return
+            await self._connections.write(put, device=key)
+        finally:
+            self._end_turn(key)
 
     async def get_last_gateway(self, principal: Principal, tenant_id: str, device_id: str) -> bytes:
         """Tell through which gateway a device was last heard of.
@@ -221,7 +229,7 @@ class DeviceConnectionService:
     ) -> None:
         """Note which adapter instance handles a device's commands, in place of whichever did.
 
-        Waits only if there is something to write. Cancelled there, the entry is written or not; a retry is safe.
+        Cancelled, the entry is written or not; a retry is safe.
 
         Args:
             principal: The adapter.
@@ -238,23 +246,26 @@ class DeviceConnectionService:
         _check_identifier(device_id, "device_id")
         _check_identifier(adapter_instance_id, "adapter_instance_id", _MAX_INSTANCE_ID_LENGTH)
         key, now = (tenant_id, device_id), self._clock()
-        known = None
-        if key not in self._under_way:
-            known = await self._connections.find_connection(tenant_id, device_id) or DeviceConnection()
-        if lifespan == 0:
-            if known is None or known.adapter_instance_id is not None:
-                await self._write(key, lambda transaction: self._take_instance(transaction, key, now))
-            return
         expires = None if lifespan is None or lifespan < 0 else now + timedelta(seconds=lifespan)
-        # A life span that ends has begun anew with each call, so there is always something to write.
-        if expires is None and known is not None and known[2:] == (adapter_instance_id, None):
-            return
 
         async def put(transaction: ConnectionTransaction) -> None:
             if not await transaction.update_adapter_instance(tenant_id, device_id, adapter_instance_id, expires):
                 await self._insert(transaction, key, DeviceConnection(None, None, adapter_instance_id, expires))
 
-        await self._write(key, put)
+        async def take(transaction: ConnectionTransaction) -> None:
+            await self._take_instance(transaction, key, now)
+
+        await self._take_turn(key)
+        try:
+            known = await self._connections.find_connection(tenant_id, device_id) or DeviceConnection()
+            if lifespan == 0:
+                if known.adapter_instance_id is not None:
+                    await self._connections.write(take, device=key)
+            # A life span that ends has begun anew with each call, so there is always something to write.
+            elif expires is not None or known[2:] != (adapter_instance_id, None):
+                await self._connections.write(put, device=key)
+        finally:
+            self._end_turn(key)
 
     async def remove_adapter_instance(
         self, principal: Principal, tenant_id: str, device_id: str, adapter_instance_id: str
@@ -272,14 +283,17 @@ class DeviceConnectionService:
         _check_identifier(device_id, "device_id")
         _check_identifier(adapter_instance_id, "adapter_instance_id", _MAX_INSTANCE_ID_LENGTH)
         key, now = (tenant_id, device_id), self._clock()
-        if key not in self._under_way:
-            _check_instance(await self._connections.find_connection(tenant_id, device_id), adapter_instance_id, now)
 
         async def remove(transaction: ConnectionTransaction) -> None:
             _check_instance(await transaction.find_connection(tenant_id, device_id), adapter_instance_id, now)
             await self._take_instance(transaction, key, now)
 
-        await self._write(key, remove)
+        await self._take_turn(key)
+        try:
+            _check_instance(await self._connections.find_connection(tenant_id, device_id), adapter_instance_id, now)
+            await self._connections.write(remove, device=key)
+        finally:
+            self._end_turn(key)
 
     async def get_adapter_instances(
         self, principal: Principal, tenant_id: str, device_id: str, body: bytes | None
@@ -371,17 +385,31 @@ class DeviceConnectionService:
 
     # Writing
 
-    async def _write(self, key: Key, work: Work[None]) -> None:
-        # What is sent without waiting for the answer before it is still done in its order.
-        self._under_way[key] = self._under_way.get(key, 0) + 1
+    async def _take_turn(self, key: Key) -> None:
+        """Wait until all changes of this entry have been made that were asked for before this one: what is sent without
+        waiting for the answer before it is still done in its order.
+        """
+        turns = self._turns.get(key)
+        if turns is None:
+            self._turns[key] = deque()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turns.append(turn)
         try:
-            await self._connections.write(work)
-        finally:
-            left = self._under_way[key] - 1
-            if left:
-                self._under_way[key] = left
-            else:
-                del self._under_way[key]
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._end_turn(key)
+            raise
+
+    def _end_turn(self, key: Key) -> None:
+        turns = self._turns[key]
+        while turns:
+            turn = turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        del self._turns[key]
 
     async def _insert(self, transaction: ConnectionTransaction, key: Key, connection: DeviceConnection) -> None:
         limit = self._settings.max_devices_per_tenant

@@ -13,6 +13,7 @@ __all__ = [
     "Forbidden",
     "NotFound",
     "NotSupported",
+    "OutcomeUnknown",
     "PreconditionFailed",
     "Reason",
     "RegistryError",
@@ -147,3 +148,7 @@ class Unavailable(RegistryError):
     """Temporarily not possible (database, overload); the caller may retry."""
 
     status = 503
+
+
+class OutcomeUnknown(Unavailable):
+    """The change may have been made or not. Asking again is safe: what was made is found, in its new version."""

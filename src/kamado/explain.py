@@ -14,7 +14,7 @@ from kamado.document import decode
 from kamado.errors import NotFound, Reason, RegistryError, Unavailable
 from kamado.lookup import Answer, LookupService
 from kamado.provisioning import HookQuestion, HookReply
-from kamado.store import Lookups, Searches, Store, Transaction, Work
+from kamado.store import DeviceKey, Lookups, Searches, Store, Transaction, Work
 
 __all__ = ["SENTENCES", "DryRunHook", "DryRunStore", "Explainer", "Explanation"]
 
@@ -249,7 +249,7 @@ class DryRunStore:
         """Read."""
         return await self._store.read(work)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
         """Run a use case and undo it."""
 
         async def try_work(transaction: Transaction) -> T:

@@ -538,7 +538,7 @@ class _Examination:
         """Find what does not go together."""
         plan = self._plan
         for tenant in plan.tenants:
-            self.tenants[tenant.tenant_id] = await self._transaction.find_tenant(tenant.tenant_id)
+            self.tenants[tenant.tenant_id] = await self._transaction.find_tenant(tenant.tenant_id, to_change=True)
             if self.tenants[tenant.tenant_id] is not None and not may_replace:
                 self._problems.append(tenant.entry.problem("exists already"))
         for tenant_id in plan.broken_tenants:
@@ -550,7 +550,7 @@ class _Examination:
             planned_devices.add(key)
             # What a deleted tenant has left behind goes when it is inserted, so it is not in the way.
             if device.tenant_id not in new_tenants and await self._has_tenant(device.entry, device.tenant_id):
-                stored = await self._transaction.find_device(*key)
+                stored = await self._transaction.find_device(*key, to_change=True)
                 if stored is not None:
                     self.devices[key] = stored
                     if not may_replace:
@@ -578,7 +578,7 @@ class _Examination:
     async def _examine_set(
         self, key: DeviceKey, entries: Sequence[PlannedCredential], *, is_planned: bool, may_replace: bool
     ) -> None:
-        stored = await self._transaction.find_credentials(*key)
+        stored = await self._transaction.find_credentials(*key, to_change=True)
         if stored is not None:
             self.credentials[key] = stored
             # A device that exists already has been reported.

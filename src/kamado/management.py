@@ -32,6 +32,7 @@ from kamado.search import Query
 from kamado.store import (
     Change,
     ChangeKind,
+    DeviceLimitReached,
     Found,
     FoundDevice,
     FoundTenant,
@@ -279,7 +280,7 @@ class Management:
         version, now = new_id(), self._clock()
 
         async def update(transaction: Transaction) -> None:
-            stored = await _get_tenant(transaction, tenant_id)
+            stored = await _get_tenant(transaction, tenant_id, to_change=True)
             await _check_trust_anchors(transaction, tenant_id, tenant)
             expected.check(stored.version)
             await transaction.update_tenant(replace(stored, version=version, updated=now, tenant=tenant))
@@ -303,7 +304,7 @@ class Management:
         self._check_may_write(Resource.TENANTS)
 
         async def delete(transaction: Transaction) -> None:
-            stored = await _get_tenant(transaction, tenant_id)
+            stored = await _get_tenant(transaction, tenant_id, to_change=True)
             expected.check(stored.version)
             await transaction.delete_tenant(tenant_id)
             await _record(transaction, principal, ChangeKind.TENANT, tenant_id, tenant_id, before=stored.version)
@@ -400,15 +401,17 @@ class Management:
             tenant = await self._get_owner(transaction, tenant_id)
             limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
             if limit >= 0 and await transaction.count_devices(tenant_id) >= limit:
-                raise Forbidden(f"max-devices: the tenant may not have more than {limit}")
+                raise DeviceLimitReached(limit)
             # With lenient integrity its credentials may be there already, and stay.
             present = await transaction.find_credentials(tenant_id, device_id) if self._settings.is_lenient else None
-            await transaction.insert_device(stored, fresh if present is None else replace(present, credentials=()))
+            await transaction.insert_device(
+                stored, fresh if present is None else replace(present, credentials=()), max_devices=limit
+            )
             await _record(transaction, principal, ChangeKind.DEVICE, tenant_id, device_id, after=stored.version)
             if present is None:
                 await _record(transaction, principal, ChangeKind.CREDENTIALS, tenant_id, device_id, after=fresh.version)
 
-        await self._store.write(create)
+        await self._store.write(create, device=(tenant_id, device_id))
         return Versioned(device_id, stored.version)
 
     async def get_device(self, principal: Principal, tenant_id: str, device_id: str) -> Versioned[JsonObject]:
@@ -453,14 +456,14 @@ class Management:
 
         async def update(transaction: Transaction) -> None:
             await self._get_owner(transaction, tenant_id)
-            stored = await _get_device(transaction, tenant_id, device_id)
+            stored = await _get_device(transaction, tenant_id, device_id, to_change=True)
             expected.check(stored.version)
             await transaction.update_device(replace(stored, version=version, updated=now, device=device))
             await _record(
                 transaction, principal, ChangeKind.DEVICE, tenant_id, device_id, before=stored.version, after=version
             )
 
-        await self._store.write(update)
+        await self._store.write(update, device=(tenant_id, device_id))
         return version
 
     async def delete_device(
@@ -478,16 +481,16 @@ class Management:
         self._check_may_write(Resource.DEVICES)
 
         async def delete(transaction: Transaction) -> None:
-            stored = await _get_device(transaction, tenant_id, device_id)
+            stored = await _get_device(transaction, tenant_id, device_id, to_change=True)
             expected.check(stored.version)
-            credentials = await self._get_credentials(transaction, tenant_id, device_id)
+            credentials = await self._get_credentials(transaction, tenant_id, device_id, to_change=True)
             await transaction.delete_device(tenant_id, device_id)
             await _record(transaction, principal, ChangeKind.DEVICE, tenant_id, device_id, before=stored.version)
             await _record(
                 transaction, principal, ChangeKind.CREDENTIALS, tenant_id, device_id, before=credentials.version
             )
 
-        await self._store.write(delete)
+        await self._store.write(delete, device=(tenant_id, device_id))
 
     async def delete_all_devices(self, principal: Principal, tenant_id: str) -> int:
         """Delete all devices that a tenant has now, with their credentials (management 5.6, 8.2, 8.3).
@@ -611,7 +614,7 @@ class Management:
             limit = find_max_credentials_per_device(tenant, self._settings.max_credentials_per_device)
             if 0 <= limit < len(requested):
                 raise Forbidden(f"max-credentials-per-device: a device may not have more than {limit}")
-            stored = await transaction.find_credentials(tenant_id, device_id)
+            stored = await transaction.find_credentials(tenant_id, device_id, to_change=True)
             if not self._settings.is_lenient and (stored is None or not stored.has_device):
                 raise NotFound(f"tenant {tenant_id} has no device {device_id}")
             if stored is not None:
@@ -645,7 +648,7 @@ class Management:
         if passwords:
             await self._store.read(rehearse)
         hashes = [await self._passwords.hash(password.text) for password in passwords]
-        await self._store.write(update)
+        await self._store.write(update, device=(tenant_id, device_id))
         return version
 
     def _check_ids(self, tenant_id: str, device_id: str) -> None:
@@ -672,8 +675,10 @@ class Management:
             return Tenant()
         raise NotFound(f"there is no tenant {tenant_id}")
 
-    async def _get_credentials(self, transaction: Transaction, tenant_id: str, device_id: str) -> StoredCredentials:
-        stored = await transaction.find_credentials(tenant_id, device_id)
+    async def _get_credentials(
+        self, transaction: Transaction, tenant_id: str, device_id: str, *, to_change: bool = False
+    ) -> StoredCredentials:
+        stored = await transaction.find_credentials(tenant_id, device_id, to_change=to_change)
         if stored is None or not (stored.has_device or self._settings.is_lenient):
             raise NotFound(f"tenant {tenant_id} has no device {device_id}")
         return stored
@@ -683,15 +688,17 @@ class _Rehearsed(Exception):
     """Undoes a transaction that was made to see whether it can be."""
 
 
-async def _get_tenant(transaction: Transaction, tenant_id: str) -> StoredTenant:
-    stored = await transaction.find_tenant(tenant_id)
+async def _get_tenant(transaction: Transaction, tenant_id: str, *, to_change: bool = False) -> StoredTenant:
+    stored = await transaction.find_tenant(tenant_id, to_change=to_change)
     if stored is None:
         raise NotFound(f"there is no tenant {tenant_id}")
     return stored
 
 
-async def _get_device(transaction: Transaction, tenant_id: str, device_id: str) -> StoredDevice:
-    stored = await transaction.find_device(tenant_id, device_id)
+async def _get_device(
+    transaction: Transaction, tenant_id: str, device_id: str, *, to_change: bool = False
+) -> StoredDevice:
+    stored = await transaction.find_device(tenant_id, device_id, to_change=to_change)
     if stored is None:
         raise NotFound(f"tenant {tenant_id} has no device {device_id}")
     return stored

@@ -27,6 +27,7 @@ from kamado.store import (
     Change,
     ChangeKind,
     DamagedRow,
+    DeviceLimitReached,
     Store,
     StoredCredentials,
     StoredDevice,
@@ -265,11 +266,18 @@ class ProvisioningService:
                     decided = replace(decided, device_id=plan.device_id)
             self._check_limits(stored.tenant, await transaction.count_devices(tenant_id))
             return await _insert_with_credential(
-                transaction, principal, tenant_id, auth_id, plan=decided, wishes=wishes, now=now
+                transaction,
+                principal,
+                tenant_id,
+                auth_id,
+                plan=decided,
+                wishes=wishes,
+                max_devices=self._find_max_devices(stored.tenant),
+                now=now,
             )
 
         try:
-            return await self._store.write(create)
+            return await self._store.write(create, device=(tenant_id, plan.device_id))
         except Conflict as conflict:
             # Provisioning 3.7: a clash on the credential means that another first contact was faster.
             winner = await self._store.lookups.find_credential(tenant_id, _X509, auth_id)
@@ -327,7 +335,7 @@ class ProvisioningService:
             raise BadRequest(str(error), reason=Reason.EDGE_DEVICE_ID_INVALID) from None
         now = self._clock()
 
-        async def check(transaction: Transaction) -> Device | None:
+        async def check(transaction: Transaction) -> tuple[Device, int] | None:
             stored = await transaction.find_tenant(tenant_id)
             if stored is None:
                 raise NotFound(_NO_DEVICE, reason=Reason.TENANT_UNKNOWN)
@@ -336,7 +344,7 @@ class ProvisioningService:
             gateway = await transaction.find_device(tenant_id, gateway_id)
             groups = _check_may_provision(None if gateway is None else gateway.device).member_of
             self._check_device_limit(stored.tenant, await transaction.count_devices(tenant_id))
-            return Device(via=(gateway_id,), via_groups=groups)
+            return Device(via=(gateway_id,), via_groups=groups), self._find_max_devices(stored.tenant)
 
         wishes = _NO_WISHES
         if self._hook is not None:
@@ -351,12 +359,12 @@ class ProvisioningService:
             checked = await check(transaction)
             if checked is None:
                 return None
-            device = wishes.apply(checked)
-            await _insert(transaction, principal, tenant_id, device_id, device=device, now=now)
+            device = wishes.apply(checked[0])
+            await _insert(transaction, principal, tenant_id, device_id, device=device, max_devices=checked[1], now=now)
             return device
 
         try:
-            return await self._store.write(create)
+            return await self._store.write(create, device=(tenant_id, device_id))
         except Conflict:
             # Somebody else was faster (provisioning 4.3, step 1).
             return None
@@ -439,9 +447,12 @@ class ProvisioningService:
             )
 
     def _check_device_limit(self, tenant: Tenant, devices: int) -> None:
-        limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
+        limit = self._find_max_devices(tenant)
         if 0 <= limit <= devices:
-            raise Forbidden("max-devices: the tenant has as many as it may", reason=Reason.DEVICE_LIMIT_REACHED)
+            raise DeviceLimitReached(limit)
+
+    def _find_max_devices(self, tenant: Tenant) -> int:
+        return find_max_devices(tenant, self._settings.max_devices_per_tenant)
 
 
 def _read_certificate(client_certificate: object) -> Certificate:
@@ -507,6 +518,7 @@ async def _insert_with_credential(
     *,
     plan: _Plan,
     wishes: _Wishes,
+    max_devices: int,
     now: datetime,
 ) -> ProvisionedCredential:
     """Store what provisioning 3.5 describes."""
@@ -516,7 +528,16 @@ async def _insert_with_credential(
     device = wishes.apply(
         Device(ext={"comment": comment}, authorities=(_GATEWAY_AUTHORITY,) if plan.as_gateway else ())
     )
-    await _insert(transaction, principal, tenant_id, plan.device_id, device=device, credentials=(credential,), now=now)
+    await _insert(
+        transaction,
+        principal,
+        tenant_id,
+        plan.device_id,
+        device=device,
+        credentials=(credential,),
+        max_devices=max_devices,
+        now=now,
+    )
     return ProvisionedCredential(device_id=plan.device_id, credential=credential, as_gateway=plan.as_gateway)
 
 
@@ -528,6 +549,7 @@ async def _insert(
     *,
     device: Device,
     credentials: tuple[Credential, ...] = (),
+    max_devices: int,
     now: datetime,
 ) -> None:
     stored = StoredDevice(
@@ -541,7 +563,7 @@ async def _insert(
     credentials_set = StoredCredentials(
         tenant_id=tenant_id, device_id=device_id, version=new_id(), credentials=credentials
     )
-    await transaction.insert_device(stored, credentials_set)
+    await transaction.insert_device(stored, credentials_set, max_devices=max_devices)
     for kind, version in ((ChangeKind.DEVICE, stored.version), (ChangeKind.CREDENTIALS, credentials_set.version)):
         await transaction.record(
             Change(

@@ -23,6 +23,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from kamado.credentials import Credential
 from kamado.devices import Device
 from kamado.document import JsonObject
+from kamado.errors import Forbidden, Reason
 from kamado.search import Query
 from kamado.tenants import Tenant
 
@@ -31,6 +32,8 @@ __all__ = [
     "ChangeKind",
     "CredentialRow",
     "DamagedRow",
+    "DeviceKey",
+    "DeviceLimitReached",
     "Found",
     "FoundDevice",
     "FoundTenant",
@@ -119,6 +122,13 @@ class DamagedRow(Exception):
     """A document in the database cannot be read. No `RegistryError`: whoever asked has done nothing wrong."""
 
 
+class DeviceLimitReached(Forbidden):
+    """The tenant has as many devices as it may (management 5.7)."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"max-devices: the tenant may not have more than {limit}", reason=Reason.DEVICE_LIMIT_REACHED)
+
+
 class ChangeKind(StrEnum):
     """What a change was made to."""
 
@@ -160,10 +170,13 @@ class Slice(NamedTuple):
 class Transaction(Protocol):
     """One transaction. Its methods may be awaited in order only, never side by side.
 
-    After a `Conflict` or `Unavailable` the transaction is lost: let the error pass.
+    After a `Conflict`, `DeviceLimitReached` or `Unavailable` the transaction is lost: let the error pass.
+
+    What is going to be changed is found with `to_change`: until the transaction ends nobody else changes it, so that a
+    version that was compared is still the one that is replaced. A tenant that was found is not deleted meanwhile.
     """
 
-    async def find_tenant(self, tenant_id: str) -> StoredTenant | None:
+    async def find_tenant(self, tenant_id: str, *, to_change: bool = False) -> StoredTenant | None:
         """Find a tenant by its id (the alias does not count)."""
 
     async def find_trust_anchor_clash(self, tenant_id: str, tenant: Tenant) -> str | None:
@@ -196,14 +209,22 @@ class Transaction(Protocol):
     async def count_devices(self, tenant_id: str) -> int:
         """Count the devices of a tenant, at a cost that does not grow with them."""
 
-    async def find_device(self, tenant_id: str, device_id: str) -> StoredDevice | None:
+    async def find_device(self, tenant_id: str, device_id: str, *, to_change: bool = False) -> StoredDevice | None:
         """Find a device, also a left-over of a deleted tenant."""
 
-    async def insert_device(self, stored: StoredDevice, credentials: StoredCredentials) -> None:
+    async def insert_device(
+        self, stored: StoredDevice, credentials: StoredCredentials, *, max_devices: int = -1
+    ) -> None:
         """Insert a device together with its credentials set, which may be empty.
+
+        Args:
+            stored: The device.
+            credentials: Its set.
+            max_devices: How many devices the tenant may have then, whatever is inserted side by side; -1: any number.
 
         Raises:
             Conflict: The device id, or a pair of type and auth-id, is taken.
+            DeviceLimitReached: The tenant would have more devices than it may.
         """
 
     async def update_device(self, stored: StoredDevice) -> None:
@@ -225,7 +246,9 @@ class Transaction(Protocol):
     async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
         """Delete the next credentials sets of devices that do not exist, as `delete_devices` does devices."""
 
-    async def find_credentials(self, tenant_id: str, device_id: str) -> StoredCredentials | None:
+    async def find_credentials(
+        self, tenant_id: str, device_id: str, *, to_change: bool = False
+    ) -> StoredCredentials | None:
         """Find the credentials set of a device; `None` if it has none, as one that does not exist.
 
         With lenient referential integrity (management 8.1) a set may be there before its device.
@@ -317,10 +340,11 @@ class Lookups(Protocol):
     """
 
     def batch(self) -> AbstractContextManager[None]:
-        """Answer the look-ups made inside from one snapshot, which is not older than the entry.
+        """Answer the look-ups made inside from one snapshot, if that is quicker; none is older than the entry.
 
-        Half of what a lone point read costs is finding out what to read from, so look-ups that have arrived together
-        should be made together. Nothing inside may wait for anything: other look-ups would see the old snapshot.
+        Where look-ups are answered at once, half of what a lone one costs is finding out what to read from, so those
+        that have arrived together should be made together. Nothing inside may wait for anything: other look-ups would
+        see the old snapshot.
         """
 
     async def find_tenant(self, tenant_id: str) -> TenantRow | None:
@@ -400,6 +424,9 @@ class Searches(Protocol):
 
 Work = Callable[[Transaction], Awaitable[T]]
 
+DeviceKey = tuple[str, str]
+"""Tenant id and device id."""
+
 
 class Store(Protocol):
     """The database of the registry."""
@@ -416,17 +443,26 @@ class Store(Protocol):
             RegistryError: Whatever `work` raises passes through.
         """
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
         """Run a use case in one transaction.
+
+        One that says which device it changes, and changes nothing that belongs to another, may share its transaction
+        with others: they run side by side there and may see what the others have done so far. That is right for whoever
+        leaves uniqueness and limits to the methods of the transaction, and only then may `device` be given.
 
         A cancelled caller learns nothing: the transaction may or may not have been committed. A retry is safe as far
         as the use case itself tells "done already" from "done now" (If-Match, unique ids).
+
+        Args:
+            work: The use case.
+            device: The one device that is created, changed or deleted, with its credentials.
 
         Returns:
             What `work` returned, once the commit is durable.
 
         Raises:
             Unavailable: The database cannot be written now (busy for too long, full, read only); nothing was changed.
+            OutcomeUnknown: The database was lost before it said whether it has committed.
             RegistryError: Whatever `work` raises passes through; nothing was changed.
         """
 

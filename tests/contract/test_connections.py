@@ -178,6 +178,7 @@ async def test_a_use_case_that_fails_leaves_no_trace(first: Connections, second:
     assert await count(second, "t") == 2
 
 
+@pytest.mark.sqlite_only("only there look-ups are answered at once")
 @with_two
 async def test_a_batch_is_one_snapshot(first: Connections, second: Connections) -> None:
     await insert(first, "t", "d", "gw", NOW)

@@ -26,6 +26,7 @@ from kamado.storage import StoreSettings, open_store
 from kamado.store import (
     Change,
     ChangeKind,
+    DeviceLimitReached,
     Identity,
     Operator,
     OperatorRow,
@@ -784,15 +785,17 @@ async def test_a_limit_checked_inside_holds_for_writes_of_one_moment(store: Stor
     """Provisioning 3.7: limits are checked inside the transaction."""
     await insert_tenant(store, stored_tenant("acme"))
 
-    async def create(tx: Transaction, device_id: str) -> None:
-        if await tx.count_devices("acme") >= 10:
-            raise NotFound("full")
-        await tx.insert_device(stored_device("acme", device_id), stored_credentials("acme", device_id))
+    def create(device_id: str, number: int) -> Awaitable[None]:
+        async def work(tx: Transaction) -> None:
+            device, credentials = stored_device("acme", device_id), stored_credentials("acme", device_id)
+            await tx.insert_device(device, credentials, max_devices=10)
 
-    outcomes = await asyncio.gather(
-        *(store.write(lambda tx: create(tx, new_id())) for _ in range(50)), return_exceptions=True
-    )
+        # Some share a transaction, others have one of their own.
+        return store.write(work, device=("acme", device_id) if number % 2 else None)
+
+    outcomes = await asyncio.gather(*(create(new_id(), number) for number in range(50)), return_exceptions=True)
     assert outcomes.count(None) == 10
+    assert all(outcome is None or isinstance(outcome, DeviceLimitReached) for outcome in outcomes)
     assert await count_devices(store, "acme") == 10
 
 
@@ -944,7 +947,7 @@ async def test_a_use_case_reads_what_another_process_has_just_written(first: Sto
     await insert_tenant(first, stored_tenant("acme", {"ext": {"n": 0}}))
 
     async def count_up(tx: Transaction) -> None:
-        found = await tx.find_tenant("acme")
+        found = await tx.find_tenant("acme", to_change=True)
         assert found is not None
         number = found.tenant.ext["n"]
         assert isinstance(number, int)

@@ -20,7 +20,7 @@ from tests.integration.sqlite_process import NOBODY, TENANT
 
 from kamado.connections import Connections, ConnectionTransaction, DeviceConnection
 from kamado.errors import Unavailable
-from kamado.storage import open_connections
+from kamado.storage import StoreSettings, open_connections
 from kamado.storage.connections import SqlConnectionTransaction
 from kamado.storage.volatile import SqliteConnections, connections_path
 
@@ -145,7 +145,7 @@ def test_updates_that_wait_together_share_a_commit(database: Path) -> None:
         def observe(committed: int, refused: int, failed: int, seconds: float) -> None:
             groups.append(committed + refused + failed)
 
-        connections = await open_connections(f"sqlite:///{database}", observe)
+        connections = await open_connections(f"sqlite:///{database}", StoreSettings(observe=observe))
         await fill(connections)
         await connections.close()
 

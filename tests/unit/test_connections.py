@@ -17,6 +17,7 @@ from kamado.connections import (
     DeviceConnection,
     DeviceConnectionService,
     DeviceConnectionSettings,
+    Key,
 )
 from kamado.errors import BadRequest, Forbidden, NotFound, PreconditionFailed, RegistryError, Unavailable
 from kamado.storage import open_connections
@@ -45,7 +46,7 @@ class CountedConnections:
         self.reads.append(len(device_ids))
         return await self.inner.find_adapter_instances(tenant_id, device_ids, now)
 
-    async def write(self, work: Callable[[ConnectionTransaction], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[ConnectionTransaction], Awaitable[T]], *, device: Key | None = None) -> T:
         self.writes += 1
         return await self.inner.write(work)
 
@@ -184,7 +185,7 @@ def test_updates_sent_at_once_are_done_in_their_order(kept: Kept) -> None:
     kept.set_gateway("d2", "gw1")
     kept.run(send())
     assert kept.gateway("d2")["gateway-id"] == "gw1"
-    assert not kept.service._under_way
+    assert not kept.service._turns
 
 
 # Adapter instances
@@ -497,7 +498,7 @@ def test_removal_goes_on_after_a_failure(
     failures = 2
     done = asyncio.Event()
 
-    async def write(work: Callable[[ConnectionTransaction], Awaitable[T]]) -> T:
+    async def write(work: Callable[[ConnectionTransaction], Awaitable[T]], *, device: Key | None = None) -> T:
         nonlocal failures
         if failures:
             failures -= 1
@@ -523,7 +524,7 @@ def test_removal_goes_on_after_a_failure(
 
 
 def test_a_write_that_fails_changes_nothing_and_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def write(work: Callable[[ConnectionTransaction], Awaitable[T]]) -> T:
+    async def write(work: Callable[[ConnectionTransaction], Awaitable[T]], *, device: Key | None = None) -> T:
         raise Unavailable("the disk is full")
 
     kept.set_gateway("d1", "gw1")
@@ -531,5 +532,5 @@ def test_a_write_that_fails_changes_nothing_and_is_told(kept: Kept, monkeypatch:
     for _ in range(2):
         with pytest.raises(RegistryError, match="full"):
             kept.set_gateway("d1", "gw2")
-    assert not kept.service._under_way
+    assert not kept.service._turns
     assert kept.gateway("d1")["gateway-id"] == "gw1"

@@ -18,7 +18,7 @@ from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Preconditio
 from kamado.management import Expected, Management, ManagementSettings
 from kamado.passwords import PasswordHasher
 from kamado.storage import open_store
-from kamado.store import Change, ChangeKind, Store, StoredDevice, Transaction, Work
+from kamado.store import Change, ChangeKind, DeviceKey, Store, StoredDevice, Transaction, Work
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class ListeningStore:
         self.changes: list[Change] = []
         self.read = store.read
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
         changes: list[Change] = []
         result = await self._store.write(lambda transaction: work(_Listening(transaction, changes)))
         self.changes += changes

@@ -304,8 +304,6 @@ def test_files_of_a_dialect_take_the_place_of_the_common_ones(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("postgresql://db/registry", "SQLite only"),
-        ("postgres://db/registry", "SQLite only"),
         ("mysql://db/registry", "'mysql'.*sqlite"),
         ("memory://", "'memory'.*sqlite"),
         ("/var/lib/registry.db", "without a scheme.*sqlite"),

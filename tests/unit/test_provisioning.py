@@ -34,6 +34,7 @@ from kamado.store import (
     Change,
     ChangeKind,
     DamagedRow,
+    DeviceKey,
     Lookups,
     RegistrationRow,
     Searches,
@@ -883,7 +884,7 @@ class StoreThat:
     async def read(self, work: Work[T]) -> T:
         return await self._store.read(work)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
         if self._before_write is not None:
             await self._before_write()
         return await self._store.write(lambda transaction: work(_TransactionThat(transaction, self)))  # type: ignore[arg-type]

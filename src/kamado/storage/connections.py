@@ -19,6 +19,7 @@ MARKER: Final = "device_connections"
 FIND_CONNECTION = """
 SELECT gateway_id, gateway_updated, adapter_instance_id, adapter_instance_expires
 FROM device_connections WHERE tenant_id = ?1 AND device_id = ?2"""
+FIND_CONNECTION_TO_CHANGE = f"{FIND_CONNECTION} FOR UPDATE"
 FIND_ADAPTER_INSTANCES = """
 SELECT device_id, adapter_instance_id
 FROM device_connections
@@ -37,12 +38,11 @@ DELETE_CONNECTION = "DELETE FROM device_connections WHERE tenant_id = ?1 AND dev
 LIST_CONNECTIONS = """
 SELECT tenant_id, device_id, gateway_id, gateway_updated, adapter_instance_id, adapter_instance_expires
 FROM device_connections WHERE (tenant_id, device_id) > (?1, ?2)
-ORDER BY tenant_id, device_id LIMIT ?3"""
+ORDER BY tenant_id, device_id LIMIT ?3 FOR UPDATE"""
 COUNT_CONNECTIONS = "SELECT devices FROM connection_usage WHERE tenant_id = ?1"
-ADD_TO_COUNT = """
-INSERT INTO connection_usage (tenant_id, devices) VALUES (?1, 1)
-ON CONFLICT (tenant_id) DO UPDATE SET devices = connection_usage.devices + 1"""
-TAKE_FROM_COUNT = "UPDATE connection_usage SET devices = devices - ?1 WHERE tenant_id = ?2"
+CHANGE_COUNT = """
+INSERT INTO connection_usage (tenant_id, devices) VALUES (?1, ?2)
+ON CONFLICT (tenant_id) DO UPDATE SET devices = connection_usage.devices + excluded.devices"""
 FORGET_COUNT = "DELETE FROM connection_usage WHERE tenant_id = ?1 AND devices <= 0"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,9 +69,10 @@ class SqlConnectionTransaction:
         self._one = session.one
         self._all = session.all
         self._run = session.run
+        self._combine = session.combine
 
     async def find_connection(self, tenant_id: str, device_id: str) -> DeviceConnection | None:
-        row = await self._one(FIND_CONNECTION, tenant_id, device_id)
+        row = await self._one(FIND_CONNECTION_TO_CHANGE, tenant_id, device_id)
         return None if row is None else _connection(row)
 
     async def update_gateway(self, tenant_id: str, device_id: str, gateway_id: str, now: datetime) -> bool:
@@ -87,14 +88,14 @@ class SqlConnectionTransaction:
         gateway_id, updated, adapter_instance_id, expires = connection
         times = _microseconds(updated), _microseconds(expires)
         await self._run(INSERT_CONNECTION, tenant_id, device_id, gateway_id, times[0], adapter_instance_id, times[1])
-        await self._run(ADD_TO_COUNT, tenant_id)
+        await self._combine(_count, (tenant_id, 1))
 
     async def delete_connections(self, keys: Sequence[Key]) -> None:
         deleted: Counter[str] = Counter()
         for tenant_id, device_id in keys:
             deleted[tenant_id] += await self._run(DELETE_CONNECTION, tenant_id, device_id)
-        for tenant_id, number in deleted.items():
-            await self._run(TAKE_FROM_COUNT, number, tenant_id)
+        for tenant_id, number in sorted(deleted.items()):
+            await self._combine(_count, (tenant_id, -number))
             await self._run(FORGET_COUNT, tenant_id)
 
     async def count_connections(self, tenant_id: str) -> int:
@@ -104,6 +105,15 @@ class SqlConnectionTransaction:
     async def list_connections(self, after: Key, limit: int) -> list[tuple[Key, DeviceConnection]]:
         rows = await self._all(LIST_CONNECTIONS, *after, limit)
         return [((row[0], row[1]), _connection(row[2:])) for row in rows]
+
+
+async def _count(session: Session, counted: Sequence[tuple[str, int]]) -> list[None]:
+    """Count entries that have come or gone."""
+    changes: Counter[str] = Counter()
+    for tenant_id, change in counted:
+        changes[tenant_id] += change
+    await session.many(CHANGE_COUNT, sorted(changes.items()))
+    return [None] * len(counted)
 
 
 class SqlConnectionLookups:

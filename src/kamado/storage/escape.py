@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["SEPARATOR", "escape", "join", "unescape"]
+__all__ = ["SEPARATOR", "Joined", "escape", "join", "unescape"]
 
 _SPECIAL: Final = re.compile("[\0-\x02]")
 _ESCAPED: Final = re.compile("\x01([\x03-\x05])")
@@ -31,6 +31,12 @@ def unescape(text: str) -> str:
     return text
 
 
-def join(texts: Sequence[str]) -> str:
+class Joined(str):
+    """Several texts in one, escaped already."""
+
+    __slots__ = ()
+
+
+def join(texts: Sequence[str]) -> Joined:
     """Return texts, none of them empty, as one, from which `string_to_array(..., E'\\x02')` makes them again."""
-    return SEPARATOR.join(map(escape, texts))
+    return Joined(SEPARATOR.join(map(escape, texts)))

@@ -2,18 +2,21 @@
 
 Hides the tables. Knows no driver: a dialect hands in a `Session`, which runs a statement and turns the driver's
 errors into `Unavailable`. Statements are constant texts in the SQL that the dialects share, with numbered parameters
-(`?1`); a dialect translates each once. What may be missing is written `= ANY(?2)` for "is in the array ?2".
+(`?1`); a dialect translates each once. What may be missing is written `= ANY(?2)` for "is in the array ?2". A row that
+is going to be changed is read with `FOR UPDATE` at the end, one that must stay with `FOR KEY SHARE`: a dialect whose
+transactions run one after the other leaves that out, as any does in a transaction that only reads.
 
 A clash is found by `ON CONFLICT DO NOTHING` and the number of rows, never by reading the text of a driver's error: it
 holds against whatever runs side by side, and the transaction is still good for asking what was in the way.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol, TypeVar, cast
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from kamado.credentials import Credential, stored_credential, stored_document
 from kamado.devices import device_document, stored_device
@@ -24,6 +27,7 @@ from kamado.store import (
     Change,
     CredentialRow,
     DamagedRow,
+    DeviceLimitReached,
     Identity,
     Operator,
     OperatorRow,
@@ -37,6 +41,8 @@ from kamado.store import (
 from kamado.tenants import Tenant, stored_tenant, tenant_document
 
 __all__ = [
+    "OPERATOR_STATEMENTS",
+    "Combined",
     "NewerSchema",
     "OlderSchema",
     "Row",
@@ -95,9 +101,26 @@ class StoreSettings:
     """Searches that may wait or run; one more is refused."""
     search_timeout: float = 10.0
     """Seconds after which a search is given up."""
+    # What follows concerns PostgreSQL only.
+    read_url: str | None = None
+    """A replica for look-ups; `None` for none."""
+    pool_min: int = 3
+    """Connections that are kept open."""
+    pool_max: int = 15
+    """Connections at most."""
+    acquire_timeout: float = 2.0
+    """Seconds for getting a connection."""
+    statement_timeout: float = 1.0
+    """Seconds for one statement that is no search."""
+    max_waiting_lookups: int = 16384
+    """Look-ups that may wait; one more is refused."""
+    open_timeout: float = 0.0
+    """Seconds for which a database that cannot be reached is tried again when it is opened."""
 
 
 T = TypeVar("T")
+A = TypeVar("A")
+R = TypeVar("R")
 Value = str | int | bytes | None
 Row = Sequence[Any]
 
@@ -133,6 +156,19 @@ class Session(Protocol):
             Unavailable: The driver failed; the cause is logged.
         """
 
+    async def each(self, statement: str, rows: Sequence[Sequence[Value]]) -> list[Row | None]:
+        """Run a statement once for each set of parameters; return the first row of each.
+
+        Raises:
+            Unavailable: The driver failed; the cause is logged.
+        """
+
+    async def combine(self, function: "Combined[A, R]", argument: A) -> R:
+        """Call a function with an argument; where transactions go side by side, once for the arguments of all."""
+
+    async def lock(self, name: str) -> None:
+        """Keep others that lock this name waiting until the transaction ends, unless it only reads."""
+
     def array(self, values: Sequence[str]) -> Value:
         """Return the parameter for `= ANY(?n)`."""
 
@@ -140,9 +176,13 @@ class Session(Protocol):
         """Read from one snapshot; see `store.Lookups.batch`."""
 
 
+Combined = Callable[[Session, Sequence[A]], Awaitable[Sequence[R]]]
+"""What does something for several arguments at once; a result for each, in their order."""
+
 # Tenants
 
-FIND_TENANT = "SELECT version, created, updated, document FROM tenants WHERE tenant_id = ?1"
+FIND_TENANT = "SELECT version, created, updated, document FROM tenants WHERE tenant_id = ?1 FOR KEY SHARE"
+FIND_TENANT_TO_CHANGE = "SELECT version, created, updated, document FROM tenants WHERE tenant_id = ?1 FOR UPDATE"
 HAS_TENANTS = "SELECT 1 FROM tenants LIMIT 1"
 INSERT_TENANT = """
 INSERT INTO tenants (tenant_id, version, created, updated, document) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -177,24 +217,24 @@ FIND_OTHER_USER = "SELECT 1 FROM trust_anchors WHERE name = ?1 AND owner <> ?2 A
 # Devices
 
 COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
-ADD_DEVICE_TO_COUNT = """
-INSERT INTO tenant_usage (tenant_id, devices) VALUES (?1, 1)
-ON CONFLICT (tenant_id) DO UPDATE SET devices = tenant_usage.devices + 1"""
-TAKE_DEVICES_FROM_COUNT = "UPDATE tenant_usage SET devices = devices - ?2 WHERE tenant_id = ?1"
+CHANGE_COUNT = """
+INSERT INTO tenant_usage (tenant_id, devices) VALUES (?1, ?2)
+ON CONFLICT (tenant_id) DO UPDATE SET devices = tenant_usage.devices + excluded.devices RETURNING devices"""
 FIND_DEVICE = """
 SELECT version, created, updated, auto_provisioned, notification_sent, document
 FROM devices WHERE tenant_id = ?1 AND device_id = ?2"""
+FIND_DEVICE_TO_CHANGE = f"{FIND_DEVICE} FOR UPDATE"
 INSERT_DEVICE = """
 INSERT INTO devices
   (tenant_id, device_id, version, created, updated, auto_provisioned, notification_sent, document)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-ON CONFLICT DO NOTHING"""
+ON CONFLICT (tenant_id, device_id) DO NOTHING"""
 UPDATE_DEVICE = """
 UPDATE devices
 SET version = ?1, created = ?2, updated = ?3, auto_provisioned = ?4, notification_sent = ?5, document = ?6
 WHERE tenant_id = ?7 AND device_id = ?8"""
 DELETE_DEVICE = "DELETE FROM devices WHERE tenant_id = ?1 AND device_id = ?2"
-FIND_DEVICE_DOCUMENT = "SELECT document FROM devices WHERE tenant_id = ?1 AND device_id = ?2"
+FIND_DEVICE_DOCUMENT = "SELECT document FROM devices WHERE tenant_id = ?1 AND device_id = ?2 FOR UPDATE"
 LIST_GROUPS = "SELECT group_id FROM device_groups WHERE tenant_id = ?1 AND device_id = ?2"
 INSERT_GROUP = "INSERT INTO device_groups (tenant_id, group_id, device_id) VALUES (?1, ?2, ?3)"
 DELETE_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ?2"
@@ -202,7 +242,8 @@ DELETE_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = 
 # Many devices at once
 
 LIST_NEXT_DEVICES = """
-SELECT device_id, created, document FROM devices WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3"""
+SELECT device_id, created, document FROM devices WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3
+FOR UPDATE"""
 DELETE_SOME_CREDENTIALS = "DELETE FROM credentials WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 DELETE_SOME_SETS = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 DELETE_SOME_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ANY(?2)"
@@ -210,7 +251,7 @@ DELETE_SOME_DEVICES = "DELETE FROM devices WHERE tenant_id = ?1 AND device_id = 
 LIST_NEXT_SETS = """
 SELECT s.device_id, d.device_id IS NULL
 FROM credential_sets s LEFT JOIN devices d ON d.tenant_id = s.tenant_id AND d.device_id = s.device_id
-WHERE s.tenant_id = ?1 AND s.device_id > ?2 ORDER BY s.device_id LIMIT ?3"""
+WHERE s.tenant_id = ?1 AND s.device_id > ?2 ORDER BY s.device_id LIMIT ?3 FOR UPDATE OF s"""
 
 # What searches go by: the values of documents, and how many devices there are in each range of ids
 
@@ -222,18 +263,14 @@ INSERT_TENANT_MEMBER = "INSERT INTO tenant_members (member, value, tenant_id, lo
 DELETE_TENANT_MEMBER = "DELETE FROM tenant_members WHERE member = ?1 AND value = ?2 AND tenant_id = ?3"
 FIND_TENANT_DOCUMENT = "SELECT document FROM tenants WHERE tenant_id = ?1"
 
-ADD_DEVICE_TO_RANGE = """
-UPDATE device_ranges SET devices = devices + 1
-WHERE tenant_id = ?1 AND first_id = (SELECT max(first_id) FROM device_ranges WHERE tenant_id = ?1 AND first_id <= ?2)
-RETURNING first_id, devices"""
 INSERT_RANGE = "INSERT INTO device_ranges (tenant_id, first_id, devices) VALUES (?1, ?2, ?3)"
 SET_RANGE = "UPDATE device_ranges SET devices = ?3 WHERE tenant_id = ?1 AND first_id = ?2"
 FIND_MIDDLE = """
 SELECT device_id FROM devices WHERE tenant_id = ?1 AND device_id >= ?2 ORDER BY device_id LIMIT 1 OFFSET ?3"""
 FIND_RANGE = """
 SELECT first_id FROM device_ranges WHERE tenant_id = ?1 AND first_id <= ?2 ORDER BY first_id DESC LIMIT 1"""
-TAKE_DEVICES_FROM_RANGE = """
-UPDATE device_ranges SET devices = devices - ?3 WHERE tenant_id = ?1 AND first_id = ?2 RETURNING devices"""
+CHANGE_RANGE = """
+UPDATE device_ranges SET devices = devices + ?3 WHERE tenant_id = ?1 AND first_id = ?2 RETURNING devices"""
 DELETE_RANGE = "DELETE FROM device_ranges WHERE tenant_id = ?1 AND first_id = ?2"
 
 # Credentials
@@ -245,6 +282,7 @@ FROM credential_sets s
 LEFT JOIN credentials c ON c.tenant_id = s.tenant_id AND c.device_id = s.device_id
 WHERE s.tenant_id = ?1 AND s.device_id = ?2
 ORDER BY c.position"""
+FIND_CREDENTIALS_TO_CHANGE = f"{FIND_CREDENTIALS} FOR UPDATE OF s"
 FIND_CREDENTIAL = "SELECT device_id, document FROM credentials WHERE tenant_id = ?1 AND type = ?2 AND auth_id = ?3"
 PUT_CREDENTIAL_SET = """
 INSERT INTO credential_sets (tenant_id, device_id, version) VALUES (?1, ?2, ?3)
@@ -252,7 +290,7 @@ ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = excluded.version"""
 DELETE_CREDENTIAL_SET = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ?2"
 INSERT_CREDENTIAL = """
 INSERT INTO credentials (tenant_id, type, auth_id, device_id, position, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-ON CONFLICT DO NOTHING"""
+ON CONFLICT (tenant_id, type, auth_id) DO NOTHING"""
 DELETE_CREDENTIALS = "DELETE FROM credentials WHERE tenant_id = ?1 AND device_id = ?2"
 
 # Identities
@@ -278,6 +316,9 @@ ON CONFLICT (name) DO UPDATE SET password_hash = excluded.password_hash,
 DELETE_OPERATOR = "DELETE FROM operators WHERE name = ?1"
 LOOK_UP_OPERATOR = "SELECT password_hash, may_reveal_secrets FROM operators WHERE name = ?1"
 HAS_OPERATORS = "SELECT 1 FROM operators LIMIT 1"
+
+OPERATOR_STATEMENTS = frozenset((LOOK_UP_OPERATOR, HAS_OPERATORS))
+"""Look-ups that must not be answered from what was true a moment ago."""
 
 # Look-ups: each joins the tenant, which hides what a deleted one left behind.
 
@@ -357,11 +398,21 @@ def _parse(parse: Callable[[JsonObject], T], text: str, table: str, *key: str) -
         raise DamagedRow(f"the document in {table} of {', '.join(map(repr, key))} cannot be read: {error}") from error
 
 
+# Index entries have a limit in PostgreSQL (some 2,700 bytes), distinguished names have none.
+_MAX_NAME_LENGTH: Final = 400
+
+
 def _anchor_name(kind: str, text: str) -> str:
-    # Index entries have a limit in PostgreSQL (some 2,700 bytes), distinguished names have none.
-    if len(text) > 500:
+    if len(text) > _MAX_NAME_LENGTH:
         return f"{kind}#{hashlib.sha256(text.encode()).hexdigest()}"
     return f"{kind}:{text}"
+
+
+def _auth_key(auth_id: str) -> str:
+    """Return what stands for an auth-id in a key; the document has it whole."""
+    if len(auth_id) > _MAX_NAME_LENGTH:
+        return f"{auth_id[:_MAX_NAME_LENGTH]}#{hashlib.sha256(auth_id.encode()).hexdigest()}"
+    return auth_id
 
 
 def _anchor_names(tenant: Tenant) -> dict[str, str]:
@@ -425,11 +476,14 @@ class SqlTransaction:
         self._all = session.all
         self._run = session.run
         self._many = session.many
+        self._each = session.each
+        self._combine = session.combine
+        self._lock = session.lock
         self._array = session.array
         self._tenants = _ParsedTenants()
 
-    async def find_tenant(self, tenant_id: str) -> StoredTenant | None:
-        row = await self._one(FIND_TENANT, tenant_id)
+    async def find_tenant(self, tenant_id: str, *, to_change: bool = False) -> StoredTenant | None:
+        row = await self._one(FIND_TENANT_TO_CHANGE if to_change else FIND_TENANT, tenant_id)
         if row is None:
             return None
         version, created, updated, text = row
@@ -530,8 +584,8 @@ class SqlTransaction:
         row = await self._one(COUNT_DEVICES, tenant_id)
         return 0 if row is None else int(row[0])
 
-    async def find_device(self, tenant_id: str, device_id: str) -> StoredDevice | None:
-        row = await self._one(FIND_DEVICE, tenant_id, device_id)
+    async def find_device(self, tenant_id: str, device_id: str, *, to_change: bool = False) -> StoredDevice | None:
+        row = await self._one(FIND_DEVICE_TO_CHANGE if to_change else FIND_DEVICE, tenant_id, device_id)
         if row is None:
             return None
         version, created, updated, auto_provisioned, notification_sent, text = row
@@ -546,7 +600,11 @@ class SqlTransaction:
             device=_parse(stored_device, text, "devices", tenant_id, device_id),
         )
 
-    async def insert_device(self, stored: StoredDevice, credentials: StoredCredentials) -> None:
+    async def insert_device(
+        self, stored: StoredDevice, credentials: StoredCredentials, *, max_devices: int = -1
+    ) -> None:
+        # First, because nothing has to be undone if it is found here.
+        await self._check_auth_ids(credentials)
         document = device_document(stored.device)
         inserted = await self._run(
             INSERT_DEVICE,
@@ -561,37 +619,13 @@ class SqlTransaction:
         )
         if not inserted:
             raise Conflict(f"device {stored.device_id} exists already")
-        await self._run(ADD_DEVICE_TO_COUNT, stored.tenant_id)
-        await self._add_to_range(stored.tenant_id, stored.device_id)
         await self._index_device(stored.tenant_id, stored.device_id, set(), index_entries(document))
         await self._insert_groups(stored)
         await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, credentials.version)
         await self._insert_credentials(credentials)
-
-    async def _add_to_range(self, tenant_id: str, device_id: str) -> None:
-        rows = await self._all(ADD_DEVICE_TO_RANGE, tenant_id, device_id)
-        if not rows:
-            # The range of all ids that come before those of every other range: there always is one.
-            await self._run(INSERT_RANGE, tenant_id, "", 1)
-            return
-        first_id, devices = rows[0]
-        if devices > _MAX_RANGE:
-            half = devices // 2
-            middle = await self._one(FIND_MIDDLE, tenant_id, first_id, half)
-            assert middle is not None, "a range counts more devices than there are"
-            await self._run(SET_RANGE, tenant_id, first_id, half)
-            await self._run(INSERT_RANGE, tenant_id, middle[0], devices - half)
-
-    async def _take_from_ranges(self, tenant_id: str, device_ids: Sequence[str]) -> None:
-        numbers: dict[str, int] = {}
-        for device_id in device_ids:
-            row = await self._one(FIND_RANGE, tenant_id, device_id)
-            assert row is not None, "each device is in a range"
-            numbers[row[0]] = numbers.get(row[0], 0) + 1
-        for first_id, number in numbers.items():
-            rows = await self._all(TAKE_DEVICES_FROM_RANGE, tenant_id, first_id, number)
-            if rows[0][0] == 0 and first_id:
-                await self._run(DELETE_RANGE, tenant_id, first_id)
+        devices = await self._combine(_count, _Counted(stored.tenant_id, (stored.device_id,), 1))
+        if 0 <= max_devices < devices:
+            raise DeviceLimitReached(max_devices)
 
     async def _index_device(
         self, tenant_id: str, device_id: str, before: set[IndexEntry], after: set[IndexEntry]
@@ -635,10 +669,9 @@ class SqlTransaction:
         await self._run(DELETE_CREDENTIAL_SET, tenant_id, device_id)
         await self._run(DELETE_GROUPS, tenant_id, device_id)
         await self._run(DELETE_DEVICE, tenant_id, device_id)
-        await self._run(TAKE_DEVICES_FROM_COUNT, tenant_id, 1)
-        await self._take_from_ranges(tenant_id, [device_id])
         entries = index_entries(document_of(row[0], "devices", tenant_id, device_id))
         await self._index_device(tenant_id, device_id, entries, set())
+        await self._combine(_count, _Counted(tenant_id, (device_id,), -1))
 
     async def delete_devices(self, tenant_id: str, after: str, limit: int, created_until: datetime) -> Slice:
         rows = await self._all(LIST_NEXT_DEVICES, tenant_id, after, limit)
@@ -649,8 +682,6 @@ class SqlTransaction:
             some = self._array(ids)
             for statement in (DELETE_SOME_CREDENTIALS, DELETE_SOME_SETS, DELETE_SOME_GROUPS, DELETE_SOME_DEVICES):
                 await self._run(statement, tenant_id, some)
-            await self._run(TAKE_DEVICES_FROM_COUNT, tenant_id, len(ids))
-            await self._take_from_ranges(tenant_id, ids)
             await self._many(
                 DELETE_DEVICE_MEMBER,
                 [
@@ -659,6 +690,7 @@ class SqlTransaction:
                     for member, key, _ in index_entries(document_of(text, "devices", tenant_id, device_id))
                 ],
             )
+            await self._combine(_count, _Counted(tenant_id, ids, -1))
         return Slice(len(ids), rows[-1][0] if len(rows) == limit else None)
 
     async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
@@ -671,11 +703,14 @@ class SqlTransaction:
         return Slice(len(ids), rows[-1][0] if len(rows) == limit else None)
 
     async def _insert_groups(self, stored: StoredDevice) -> None:
-        for group in dict.fromkeys(stored.device.member_of):
-            await self._run(INSERT_GROUP, stored.tenant_id, group, stored.device_id)
+        groups = dict.fromkeys(stored.device.member_of)
+        if groups:
+            await self._many(INSERT_GROUP, [(stored.tenant_id, group, stored.device_id) for group in groups])
 
-    async def find_credentials(self, tenant_id: str, device_id: str) -> StoredCredentials | None:
-        rows = await self._all(FIND_CREDENTIALS, tenant_id, device_id)
+    async def find_credentials(
+        self, tenant_id: str, device_id: str, *, to_change: bool = False
+    ) -> StoredCredentials | None:
+        rows = await self._all(FIND_CREDENTIALS_TO_CHANGE if to_change else FIND_CREDENTIALS, tenant_id, device_id)
         if not rows:
             return None
         return StoredCredentials(
@@ -691,16 +726,27 @@ class SqlTransaction:
         )
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
-        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, auth_id)
+        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, _auth_key(auth_id))
         if row is None:
             return None
         device_id, text = row
         return device_id, _parse(stored_credential, text, "credentials", tenant_id, device_id)
 
     async def replace_credentials(self, stored: StoredCredentials) -> None:
+        await self._check_auth_ids(stored)
         await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, stored.version)
         await self._run(DELETE_CREDENTIALS, stored.tenant_id, stored.device_id)
         await self._insert_credentials(stored)
+
+    async def _check_auth_ids(self, stored: StoredCredentials) -> None:
+        """Find a pair of type and auth-id that another device has."""
+        if not stored.credentials:
+            return
+        keys = [(stored.tenant_id, one.type, _auth_key(one.auth_id)) for one in stored.credentials]
+        found = await self._each(FIND_CREDENTIAL, keys)
+        for credential, row in zip(stored.credentials, found, strict=True):
+            if row is not None and row[0] != stored.device_id:
+                raise _auth_id_conflict(credential)
 
     async def _insert_credentials(self, stored: StoredCredentials) -> None:
         for position, credential in enumerate(stored.credentials):
@@ -708,15 +754,16 @@ class SqlTransaction:
                 INSERT_CREDENTIAL,
                 stored.tenant_id,
                 credential.type,
-                credential.auth_id,
+                _auth_key(credential.auth_id),
                 stored.device_id,
                 position,
                 _text(stored_document(credential)),
             )
             if not inserted:
-                raise Conflict(f"auth-id {credential.auth_id} of type {credential.type} belongs to another device")
+                raise _auth_id_conflict(credential)
 
     async def find_identity(self, name: str) -> Identity | None:
+        await self._lock(_LOGINS)
         row = await self._one(FIND_IDENTITY, name)
         return None if row is None else _identity(row)
 
@@ -724,9 +771,11 @@ class SqlTransaction:
         return [_identity(row) for row in await self._all(LIST_IDENTITIES)]
 
     async def has_had_identities(self) -> bool:
+        await self._lock(_LOGINS)
         return await self._one(HAS_MILESTONE, _IDENTITIES) is not None
 
     async def put_identity(self, identity: Identity) -> None:
+        await self._lock(_LOGINS)
         await self._run(REACH_MILESTONE, _IDENTITIES)
         await self._run(
             PUT_IDENTITY,
@@ -738,9 +787,11 @@ class SqlTransaction:
         )
 
     async def delete_identity(self, name: str) -> None:
+        await self._lock(_LOGINS)
         await self._run(DELETE_IDENTITY, name)
 
     async def find_operator(self, name: str) -> Operator | None:
+        await self._lock(_LOGINS)
         row = await self._one(FIND_OPERATOR, name)
         return None if row is None else _operator(row)
 
@@ -748,6 +799,7 @@ class SqlTransaction:
         return [_operator(row) for row in await self._all(LIST_OPERATORS)]
 
     async def put_operator(self, operator: Operator) -> None:
+        await self._lock(_LOGINS)
         await self._run(
             PUT_OPERATOR,
             operator.name,
@@ -757,6 +809,7 @@ class SqlTransaction:
         )
 
     async def delete_operator(self, name: str) -> None:
+        await self._lock(_LOGINS)
         await self._run(DELETE_OPERATOR, name)
 
     async def record(self, change: Change) -> None:
@@ -765,6 +818,81 @@ class SqlTransaction:
 
 
 _IDENTITIES = "identities"
+_LOGINS = "logins"
+"""What is done to logins is done by one after the other: it is rare, and what was found must still be so."""
+
+
+def _auth_id_conflict(credential: Credential) -> Conflict:
+    return Conflict(f"auth-id {credential.auth_id} of type {credential.type} belongs to another device")
+
+
+# Counting devices: last in a transaction, because every other one of the tenant waits from here on for its end
+
+
+class _Counted(NamedTuple):
+    """Devices of a tenant that have come (1) or gone (-1)."""
+
+    tenant_id: str
+    device_ids: Sequence[str]
+    change: int
+
+
+async def _count(session: Session, counted: Sequence[_Counted]) -> list[int]:
+    """Count devices in `tenant_usage` and `device_ranges`.
+
+    The row of the tenant comes first: whoever has it locked is alone with the tenant's ranges, so that nobody splits
+    one that somebody else is counting in.
+
+    Returns:
+        For each, how many devices the tenant had after it.
+    """
+    changes: dict[str, list[int]] = {}
+    for one in counted:
+        changes.setdefault(one.tenant_id, []).append(one.change * len(one.device_ids))
+    tenants = sorted(changes)
+    rows = await session.each(CHANGE_COUNT, [(tenant_id, sum(changes[tenant_id])) for tenant_id in tenants])
+    after = {
+        tenant_id: accumulate(changes[tenant_id], initial=row[0] - sum(changes[tenant_id]))
+        for tenant_id, row in zip(tenants, rows, strict=True)
+        if row is not None
+    }
+    for begin in after.values():
+        next(begin)
+    await _count_in_ranges(session, counted)
+    return [next(after[one.tenant_id]) for one in counted]
+
+
+async def _count_in_ranges(session: Session, counted: Sequence[_Counted]) -> None:
+    devices = [(one.tenant_id, device_id, one.change) for one in counted for device_id in one.device_ids]
+    found = await session.each(FIND_RANGE, [(tenant_id, device_id) for tenant_id, device_id, _ in devices])
+    present: dict[tuple[str, str], int] = {}
+    new: dict[tuple[str, str], int] = {}
+    for (tenant_id, _, change), row in zip(devices, found, strict=True):
+        # The range of all ids that come before those of every other range: there always is one.
+        ranges, first_id = (new, "") if row is None else (present, row[0])
+        ranges[tenant_id, first_id] = ranges.get((tenant_id, first_id), 0) + change
+    keys = sorted(present)
+    if new:
+        await session.many(INSERT_RANGE, [(*key, number) for key, number in new.items()])
+    rows = await session.each(CHANGE_RANGE, [(*key, present[key]) for key in keys]) if keys else []
+    numbers = new | {key: row[0] for key, row in zip(keys, rows, strict=True) if row is not None}
+    for (tenant_id, first_id), number in numbers.items():
+        if number > _MAX_RANGE:
+            await _split_range(session, tenant_id, first_id, number)
+        elif number == 0 and first_id:
+            await session.run(DELETE_RANGE, tenant_id, first_id)
+
+
+async def _split_range(session: Session, tenant_id: str, first_id: str, devices: int) -> None:
+    """Split a range in halves until none is too large."""
+    half = devices // 2
+    middle = await session.one(FIND_MIDDLE, tenant_id, first_id, half)
+    assert middle is not None, "a range counts more devices than there are"
+    await session.run(SET_RANGE, tenant_id, first_id, half)
+    await session.run(INSERT_RANGE, tenant_id, middle[0], devices - half)
+    for first, number in ((first_id, half), (middle[0], devices - half)):
+        if number > _MAX_RANGE:
+            await _split_range(session, tenant_id, first, number)
 
 
 def _identity(row: Row) -> Identity:
@@ -814,7 +942,7 @@ class SqlLookups:
         return [row[0] for row in rows]
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
-        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, auth_id)
+        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, _auth_key(auth_id))
         return None if row is None else CredentialRow(*row)
 
     async def find_operator(self, name: str) -> OperatorRow | None:

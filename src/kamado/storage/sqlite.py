@@ -39,6 +39,7 @@ from urllib.parse import quote
 from kamado.errors import Unavailable
 from kamado.storage.migrations import Migration, apply_migrations, find_version, load_migrations
 from kamado.storage.sql import (
+    Combined,
     OlderSchema,
     Row,
     Session,
@@ -50,13 +51,15 @@ from kamado.storage.sql import (
     Value,
 )
 from kamado.storage.sqlite_search import SearchPool, add_functions
-from kamado.store import Lookups, Searches
+from kamado.store import DeviceKey, Lookups, Searches
 
 __all__ = ["Content", "SqliteEngine", "SqliteStore", "migrate_sqlite", "open_sqlite"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+A = TypeVar("A")
+R = TypeVar("R")
 X = TypeVar("X")
 """A kind of transaction."""
 
@@ -89,6 +92,7 @@ _WRITER_FAILED = "the database cannot be written any more; restart the registry"
 
 _creating = threading.Lock()
 
+_LOCK = re.compile(r"\s+FOR (KEY SHARE|UPDATE( OF \w+)?)$")
 _PARAMETER = re.compile(r"\?(\d+)")
 _ARRAY = re.compile(r"= ANY\((\?\d+)\)")
 
@@ -158,7 +162,8 @@ def _translate(statement: str) -> tuple[str, "itemgetter[Any] | None"]:
 
     Plain `?` because sqlite3 of Python 3.12.0 to 3.12.3 warns of each numbered one.
     """
-    statement = _ARRAY.sub(r"IN (SELECT value FROM json_each(\1))", statement)
+    # Writers are one after the other anyway.
+    statement = _ARRAY.sub(r"IN (SELECT value FROM json_each(\1))", _LOCK.sub("", statement))
     order = [int(number) - 1 for number in _PARAMETER.findall(statement)]
     text = _PARAMETER.sub("?", statement)
     if order == list(range(len(order))):
@@ -223,6 +228,17 @@ class _Session:
         except sqlite3.Error as error:
             raise self.failed(error) from error
 
+    async def each(self, statement: str, rows: Sequence[Sequence[Value]]) -> list[Row | None]:
+        return [await self.one(statement, *parameters) for parameters in rows]
+
+    async def combine(self, function: Combined[A, R], argument: A) -> R:
+        (result,) = await function(self, (argument,))
+        return result
+
+    async def lock(self, name: str) -> None:
+        # Only one transaction writes at a time.
+        return
+
     def array(self, values: Sequence[str]) -> Value:
         return json.dumps(list(values))
 
@@ -272,7 +288,7 @@ class _Session:
         self._closed = True
         self.connection.close()
 
-    def lock(self) -> None:
+    def begin_writing(self) -> None:
         """Begin a transaction that writes, once no other process does.
 
         SQLite's own waiting looks at the lock every 0.1 s in the end, which is seldom when it is free if another
@@ -294,7 +310,7 @@ class _Session:
 
     async def begin(self) -> None:
         try:
-            self.lock()
+            self.begin_writing()
         except sqlite3.Error as error:
             raise self.failed(error) from error
 
@@ -708,8 +724,8 @@ class SqliteEngine(Generic[X]):
         finally:
             reader.end_snapshot()
 
-    async def write(self, work: Callable[[X], Awaitable[T]]) -> T:
-        """Run a use case in one transaction; see `store.Store.write`."""
+    async def write(self, work: Callable[[X], Awaitable[T]], *, device: DeviceKey | None = None) -> T:
+        """Run a use case in one transaction; see `store.Store.write`. All that wait share one, one after the other."""
         if self._closed:
             raise Unavailable("the database is closed")
         if self._writer_ended.done():
@@ -840,7 +856,7 @@ class SqliteEngine(Generic[X]):
         closing = False
         try:
             self._check_file()
-            session.lock()
+            session.begin_writing()
             deadline = time.monotonic() + self._settings.max_group_time
             for job in group:  # which grows meanwhile
                 if job.future.cancelled():

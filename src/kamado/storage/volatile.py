@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final, TypeVar
 
-from kamado.connections import ConnectionTransaction, DeviceConnection
+from kamado.connections import ConnectionTransaction, DeviceConnection, Key
 from kamado.errors import Unavailable
 from kamado.storage.connections import MARKER, SqlConnectionLookups, SqlConnectionTransaction
 from kamado.storage.migrations import load_migrations
@@ -85,7 +85,7 @@ class SqliteConnections:
     ) -> list[tuple[str, str]]:
         return await self._opened.lookups.find_adapter_instances(tenant_id, device_ids, now)
 
-    async def write(self, work: Callable[[ConnectionTransaction], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[ConnectionTransaction], Awaitable[T]], *, device: Key | None = None) -> T:
         return await self._opened.write(work)
 
     async def close(self) -> None:
