@@ -32,6 +32,7 @@ from kamado.storage import shown_url
 from kamado.storage.connections import SqlConnectionLookups, SqlConnectionTransaction
 from kamado.storage.escape import escape, unescape
 from kamado.storage.migrations import Migration, apply_migrations, find_version, load_migrations
+from kamado.storage.postgresql_search import PostgresqlSearches
 from kamado.storage.postgresql_statements import Statement, translate
 from kamado.storage.sql import (
     OPERATOR_STATEMENTS,
@@ -868,6 +869,7 @@ class PostgresqlStore:
             writes=False,
             at_once=_READS_AT_ONCE,
         )
+        self._searches = PostgresqlSearches(database.connection, settings)
         self._look_ups = [_LookUps(database, settings)]
         session: StatementSession = self._look_ups[0]
         if replica is not None:
@@ -890,13 +892,14 @@ class PostgresqlStore:
         return self._writes.waiting
 
     async def search(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool = False) -> T:
-        raise Unavailable("searches are not possible yet")
+        return await self._searches.run(work, is_heavy=is_heavy)
 
     async def ping(self) -> None:
         async with self._database.connection() as connection:
             await connection.fetchrow("SELECT version FROM schema_version LIMIT 1")
 
     async def close(self) -> None:
+        await self._searches.close()
         await self._writes.close()
         await self._reads.close()
         for look_ups in self._look_ups:

@@ -11,7 +11,7 @@ which is a parameter like every other value: no filter reaches another tenant's 
 
 # ruff: noqa: S608 - the parts of a statement are texts of this file; what comes from outside is a parameter
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -41,7 +41,7 @@ from kamado.storage.sql import (
 )
 from kamado.store import Found, FoundDevice, FoundTenant
 
-__all__ = ["SearchDialect", "SqlSearches", "fill_search_tables"]
+__all__ = ["Order", "SearchDialect", "SearchSession", "SqlSearches", "fill_search_tables"]
 
 _FEW: Final = 5000
 """Candidates of a driver up to which other conditions are better checked on each document than by another index."""
@@ -52,7 +52,8 @@ _MAX_PLACES: Final = 8
 FIND_TENANT = "SELECT 1 FROM tenants WHERE tenant_id = ?1"
 COUNT_TENANTS = "SELECT count(*) FROM tenants"
 COUNT_ALL = """SELECT (SELECT count(*) FROM tenants),
- (SELECT coalesce(sum(devices), 0) FROM tenant_usage WHERE tenant_id IN (SELECT tenant_id FROM tenants))"""
+ (SELECT CAST(coalesce(sum(devices), 0) AS BIGINT) FROM tenant_usage
+  WHERE tenant_id IN (SELECT tenant_id FROM tenants))"""
 COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
 FETCH_TENANTS = "SELECT tenant_id, document FROM tenants WHERE tenant_id = ANY(?1)"
 FETCH_DEVICES = """
@@ -66,7 +67,7 @@ COUNT_BEFORE_RANGE = "SELECT coalesce(sum(devices), 0) FROM device_ranges WHERE 
 COUNT_IN_RANGE = "SELECT count(*) FROM devices WHERE tenant_id = ?1 AND device_id >= ?2 AND device_id < ?3"
 FIND_RANGE_OF_PLACE = """
 SELECT first_id, place FROM
-  (SELECT first_id, devices, sum(devices) OVER (ORDER BY first_id) - devices AS place
+  (SELECT first_id, devices, CAST(sum(devices) OVER (ORDER BY first_id) AS BIGINT) - devices AS place
    FROM device_ranges WHERE tenant_id = ?1) AS places
 WHERE place <= ?2 AND place + devices > ?2"""
 LIST_FROM_RANGE = """
@@ -85,26 +86,52 @@ SELECT substr(key, 2) AS device_id FROM named WHERE key IS NOT NULL
 UNION SELECT device_id FROM device_groups WHERE tenant_id = ?1"""
 
 
+class SearchSession(Protocol):
+    """What of `sql.Session` searches need; see there."""
+
+    async def one(self, statement: str, *parameters: Value) -> Row | None:
+        """Return the first row."""
+
+    async def all(self, statement: str, *parameters: Value) -> list[Row]:
+        """Return all rows."""
+
+    def array(self, values: Sequence[str]) -> Value:
+        """Return the parameter for `= ANY(?n)`."""
+
+
+class Order(NamedTuple):
+    """A place in an order, as SQL."""
+
+    join: str
+    """What follows the table of the document in `FROM`; mostly nothing."""
+    parts: Sequence[str]
+    """The first goes first."""
+
+
 class SearchDialect(Protocol):
-    """What databases do not have in common. What is returned is SQL, but for `*_value`, which are its parameters."""
+    """What databases do not have in common, as SQL."""
+
+    reads_documents_quickly: bool
+    """Whether `meets` is to check patterns on many documents, too, rather than a set of all that match."""
 
     def is_match(self, text: str, pattern: str, add: Callable[[Value], str]) -> str:
         """Return "a text matches a pattern" (management 7.2); `add` makes a value a parameter."""
 
-    def meets(self, document: str, condition: str) -> str:
+    def meets(self, document: str, condition: Filter, add: Callable[[Value], str]) -> str:
         """Return "a document meets a condition", by the rules themselves."""
-
-    def condition_value(self, condition: Filter) -> str:
-        """Return the parameter `condition` of `meets`."""
 
     def timestamp(self, column: str) -> str:
         """Return an instant as `status` shows it."""
 
-    def order(self, document: str, sort: Sort, pointer: str) -> tuple[str, str]:
-        """Return a document's place in an order (management 7.3): the rank of its value's type, and the value."""
+    def order(self, document: str, sort: Sort, name: str, add: Callable[[Value], str]) -> Order:
+        """Return a document's place in an order (management 7.3).
 
-    def pointer_value(self, sort: Sort) -> str:
-        """Return the parameter `pointer` of `order`."""
+        Args:
+            document: The column.
+            sort: The order.
+            name: A name for what has to be joined, which nothing else has.
+            add: See `is_match`.
+        """
 
 
 class _Space(NamedTuple):
@@ -145,6 +172,8 @@ class _Source:
     conditions: tuple[str, ...] = ()
     has_document: bool = False
     """Whether it is the table with the documents, under the name `d`."""
+    is_repeated: bool = False
+    """Whether a candidate may come more than once."""
 
 
 class _Driver(NamedTuple):
@@ -167,7 +196,7 @@ class _Condition(NamedTuple):
 class SqlSearches:
     """`store.Searches` over a session; see there."""
 
-    def __init__(self, session: Session, dialect: SearchDialect) -> None:
+    def __init__(self, session: SearchSession, dialect: SearchDialect) -> None:
         self._session = session
         self._dialect = dialect
 
@@ -248,7 +277,7 @@ def _interval(query: Query) -> KeyRange | None:
 class _Interval:
     """A page of an interval of ids, found by places: `device_ranges` tells how many devices lie before an id."""
 
-    def __init__(self, session: Session, tenant_id: str, query: Query, interval: KeyRange) -> None:
+    def __init__(self, session: SearchSession, tenant_id: str, query: Query, interval: KeyRange) -> None:
         self._session = session
         self._tenant_id = tenant_id
         self._query = query
@@ -300,7 +329,7 @@ class _Search:
     """One search with conditions, or in another order."""
 
     def __init__(
-        self, session: Session, dialect: SearchDialect, space: _Space, tenant_id: str | None, query: Query
+        self, session: SearchSession, dialect: SearchDialect, space: _Space, tenant_id: str | None, query: Query
     ) -> None:
         self._session = session
         self._dialect = dialect
@@ -317,8 +346,8 @@ class _Search:
         conditions = [
             self._condition(condition, is_probe=few) for condition in query.filters if condition is not driver.leads
         ]
-        if query.is_gateway is not None:
-            conditions.append(self._gateway_condition(wanted=query.is_gateway))
+        if query.is_gateway is not None and driver.source != self._gateways:
+            conditions.append(self._gateway_condition(wanted=query.is_gateway, is_probe=few))
         candidates = driver.candidates if few else await self._count(driver, [])
         complement = await self._count_complement(driver, conditions)
         if complement is not None:
@@ -374,11 +403,10 @@ class _Search:
             assert isinstance(value, str)
             text = self._dialect.timestamp(f"d.{_INSTANTS[pointer]}")
             return _Condition(lambda statement, _: self._is_match(statement, text, value), needs_document=True)
-        if condition.has_index or (is_probe and condition.is_pattern):
+        is_read = is_probe or self._dialect.reads_documents_quickly
+        if condition.has_index or (is_read and condition.is_pattern):
             return _Condition(
-                lambda statement, _: self._dialect.meets(
-                    "d.document", statement.add(self._dialect.condition_value(condition))
-                ),
+                lambda statement, _: self._dialect.meets("d.document", condition, statement.add),
                 needs_document=True,
             )
         if condition.is_pattern:
@@ -407,12 +435,12 @@ class _Search:
     def _has_member(self, statement: _Statement, condition: Filter, identifier: str) -> str:
         return (
             f"EXISTS (SELECT 1 FROM {self._space.members} h WHERE {self._members(statement, 'h', condition)} "
-            f"AND h.{self._space.identifier} = {identifier})"
+            f"AND h.{self._space.identifier} = {identifier} {_EACH})"
         )
 
     def _matching_ids(self, statement: _Statement, condition: Filter) -> str:
         return (
-            f"SELECT DISTINCT p.{self._space.identifier} FROM {self._space.members} p "
+            f"SELECT p.{self._space.identifier} FROM {self._space.members} p "
             f"WHERE {self._members(statement, 'p', condition)}"
         )
 
@@ -432,14 +460,17 @@ class _Search:
     def _is_match(self, statement: _Statement, text: str, pattern: str) -> str:
         return self._dialect.is_match(text, pattern, statement.add)
 
-    def _gateway_condition(self, *, wanted: bool) -> _Condition:
-        """Return the condition of management 7.4."""
+    def _gateway_condition(self, *, wanted: bool, is_probe: bool) -> _Condition:
+        """Return the condition of management 7.4; see `_condition`."""
+        # For many candidates PostgreSQL may read all gateways once.
+        each = _EACH if is_probe else ""
 
         def sql(statement: _Statement, identifier: str) -> str:
             is_gateway = (
                 f"(EXISTS (SELECT 1 FROM device_members v WHERE {statement.own('v')} AND v.member = '/via' "
-                f"AND v.value = 's' || {identifier}) "
-                f"OR EXISTS (SELECT 1 FROM device_groups g WHERE {statement.own('g')} AND g.device_id = {identifier}))"
+                f"AND v.value = 's' || {identifier} {each}) "
+                f"OR EXISTS (SELECT 1 FROM device_groups g WHERE {statement.own('g')} "
+                f"AND g.device_id = {identifier} {each}))"
             )
             return is_gateway if wanted else f"NOT {is_gateway}"
 
@@ -449,19 +480,17 @@ class _Search:
 
     async def _choose_driver(self) -> _Driver:
         best: _Driver | None = None
-        for condition in self._query.filters:
+        # Equality first: of two that are large, it comes in the order of ids and needs no sorting.
+        for condition in sorted(self._query.filters, key=lambda each: each.is_pattern):
+            if best is not None and best.candidates <= _FEW and condition.is_pattern:
+                break  # to find out how many match could take longer than to check the few
             source = self._lead(condition)
             if source is None:
                 continue
             leads = None if condition.has_index else condition
             looks_for = condition if condition.is_pattern and condition.pointer != ("id",) else None
             driver = _Driver(source, await self._count_few(source), leads, looks_for)
-            # Of two that are large, an equality comes in the order of ids and needs no sorting.
-            if (
-                best is None
-                or driver.candidates < best.candidates
-                or (driver.candidates == best.candidates and not condition.is_pattern)
-            ):
+            if best is None or driver.candidates < best.candidates:
                 best = driver
         if best is not None:
             return best
@@ -488,7 +517,9 @@ class _Search:
         if condition.pointer == ("enabled",) and condition.value is True:
             return None
         if condition.is_pattern:
-            return lambda statement: _Source(f"({self._matching_ids(statement, condition)}) c", f"c.{space.identifier}")
+            return lambda statement: _Source(
+                f"({self._matching_ids(statement, condition)}) c", f"c.{space.identifier}", is_repeated=True
+            )
         return lambda statement: _Source(
             f"{space.members} m", f"m.{space.identifier}", (self._members(statement, "m", condition),)
         )
@@ -506,8 +537,9 @@ class _Search:
             return None
         places = [Filter(pointer=pointer, value=condition.value) for pointer in pointers if pointer]
         return lambda statement: _Source(
-            f"({' UNION '.join(self._matching_ids(statement, place) for place in places)}) c",
+            f"({' UNION ALL '.join(self._matching_ids(statement, place) for place in places)}) c",
             f"c.{self._space.identifier}",
+            is_repeated=True,
         )
 
     def _everything(self, statement: _Statement) -> _Source:
@@ -516,19 +548,22 @@ class _Search:
 
     def _gateways(self, statement: _Statement) -> _Source:
         # Who is named need not exist.
-        exists = f"EXISTS (SELECT 1 FROM devices x WHERE {statement.own('x')} AND x.device_id = c.device_id)"
+        exists = f"EXISTS (SELECT 1 FROM devices x WHERE {statement.own('x')} AND x.device_id = c.device_id {_EACH})"
         return _Source(f"({GATEWAYS}) c", "c.device_id", (exists,))
 
     # Statements
 
     async def _count_few(self, source: Callable[[_Statement], _Source]) -> int:
+        """Count candidates as `_Driver` has them."""
         statement = _Statement(self._tenant_id)
         found = source(statement)
         text = (
-            f"SELECT count(*) FROM (SELECT 1 FROM {found.sql} {_where(found.conditions)} "
-            f"LIMIT {statement.add(_FEW + 1)}) few"
+            f"SELECT count(*), count(DISTINCT id) FROM (SELECT {found.identifier} AS id FROM {found.sql} "
+            f"{_where(found.conditions)} LIMIT {statement.add(_FEW + 1)}) few"
         )
-        return await self._number(text, statement)
+        row = await self._session.one(text, *statement.values)
+        assert row is not None
+        return int(row[1] if row[0] <= _FEW else row[0])
 
     async def _count(self, driver: _Driver, conditions: list[_Condition]) -> int:
         if driver.source == self._everything and not conditions:
@@ -569,11 +604,15 @@ class _Search:
     async def _list(self, driver: _Driver, conditions: list[_Condition]) -> list[str]:
         query = self._query
         statement = _Statement(self._tenant_id)
-        by_document = [sort for sort in query.sorts if sort.pointer != ("id",)]
-        tail, identifier = self._tail(statement, driver, conditions, needs_document=bool(by_document))
+        orders = [self._order(statement, sort, f"o{index}") for index, sort in enumerate(query.sorts)]
+        tail, identifier = self._tail(statement, driver, conditions, orders)
         if query.after is not None:
             tail += f" AND {identifier} > {statement.add(query.after)}"
-        order = [part for sort in query.sorts for part in self._order(statement, sort, identifier)]
+        order = [
+            part + (" DESC" if sort.descending else "")
+            for sort, place in zip(query.sorts, orders, strict=True)
+            for part in (place.parts if place is not None else [identifier])
+        ]
         text = (
             f"SELECT {identifier} {tail} ORDER BY {', '.join([*order, identifier])} "
             f"LIMIT {statement.add(query.page_size)} OFFSET {statement.add(query.page_offset)}"
@@ -581,29 +620,36 @@ class _Search:
         return [row[0] for row in await self._session.all(text, *statement.values)]
 
     def _tail(
-        self, statement: _Statement, driver: _Driver, conditions: list[_Condition], *, needs_document: bool = False
+        self,
+        statement: _Statement,
+        driver: _Driver,
+        conditions: list[_Condition],
+        orders: Sequence[Order | None] = (),
     ) -> tuple[str, str]:
         """Return a statement from `FROM` to the last condition, and the name of the candidate's id."""
         source = driver.source(statement)
         text, space = source.sql, self._space
-        needs_document = needs_document or any(condition.needs_document for condition in conditions)
+        if source.is_repeated:
+            text = f"(SELECT DISTINCT {source.identifier} FROM {text}) c"
+        places = [place for place in orders if place is not None]
+        needs_document = bool(places) or any(condition.needs_document for condition in conditions)
         if needs_document and not source.has_document:
             text += f" JOIN {space.table} d ON {statement.own('d')} AND d.{space.identifier} = {source.identifier}"
+        text += "".join(place.join for place in places)
         checks = [condition.sql(statement, source.identifier) for condition in conditions]
         return f"FROM {text} {_where((*source.conditions, *checks))}", source.identifier
 
-    def _order(self, statement: _Statement, sort: Sort, identifier: str) -> list[str]:
-        direction = " DESC" if sort.descending else ""
+    def _order(self, statement: _Statement, sort: Sort, name: str) -> Order | None:
+        """Return a document's place in an order; `None` if that is the place of its id."""
         if sort.pointer == ("id",):
-            return [identifier + direction]
+            return None
         if self._has_status and sort.pointer in _INSTANTS:
             column = f"d.{_INSTANTS[sort.pointer]}"
             # Within a second they are equal, as they are shown.
-            return [f"{column} IS NOT NULL{direction}", f"{column} / 1000000{direction}"]
+            return Order("", [f"{column} IS NOT NULL", f"{column} / 1000000"])
         if self._has_status and sort.pointer in _FLAGS:
-            return [f"d.{_FLAGS[sort.pointer]}{direction}"]
-        rank, value = self._dialect.order("d.document", sort, statement.add(self._dialect.pointer_value(sort)))
-        return [rank + direction, value + direction]
+            return Order("", [f"d.{_FLAGS[sort.pointer]}"])
+        return self._dialect.order("d.document", sort, name, statement.add)
 
     async def _number(self, text: str, statement: _Statement) -> int:
         row = await self._session.one(text, *statement.values)
@@ -619,6 +665,11 @@ _FLAGS: Final = {
     ("status", "auto-provisioned"): "auto_provisioned",
     ("status", "auto-provisioning-notification-sent"): "notification_sent",
 }
+
+
+_EACH: Final = "LIMIT 1 OFFSET 0"
+"""Keeps PostgreSQL from making a join of `EXISTS`. Of a value that its statistics do not know it expects one row, and
+may compare each candidate with each row there is; a look into the index for each is quick enough, and always so."""
 
 
 def _where(conditions: tuple[str, ...]) -> str:

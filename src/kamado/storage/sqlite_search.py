@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from kamado.errors import Unavailable
 from kamado.search import Filter, Pointer, Sort, is_match, matches, order_key
-from kamado.storage.search import SqlSearches
+from kamado.storage.lanes import Lane, Lanes, TooSlow
+from kamado.storage.search import Order, SqlSearches
 from kamado.storage.sql import Session, StoreSettings, Value
 from kamado.store import Searches
 
@@ -28,8 +29,6 @@ T = TypeVar("T")
 
 _STEPS = 20_000
 """Instructions of SQLite between two looks at the clock: about a millisecond."""
-_QUICK = 0.5
-"""Seconds after which a search that was taken for a quick one begins again among those that are not."""
 
 
 class SearchSession(Session, Protocol):
@@ -58,29 +57,6 @@ class Drive(Protocol):
         """Run it."""
 
 
-class _TooSlow(Unavailable):
-    """A search has had its time, or has not got its turn in it."""
-
-    def __init__(self, *, has_begun: bool) -> None:
-        super().__init__("the search took too long")
-        self.has_begun = has_begun
-
-
-class _Lane:
-    """Threads for searches of a kind, and how many of these wait or run."""
-
-    def __init__(self, name: str, settings: StoreSettings, time_limit: float) -> None:
-        self.threads = ThreadPoolExecutor(settings.search_workers, thread_name_prefix=f"kamado-search-{name}")
-        self.time_limit = time_limit
-        self.waiting = 0
-
-    def finished(self, future: "asyncio.Future[Any]") -> None:
-        """Take note of the end of a search."""
-        self.waiting -= 1
-        if not future.cancelled():
-            future.exception()  # if the caller was cancelled, nobody else asks for it
-
-
 class SearchPool:
     """Runs searches in threads: those that are quick, and beside them those that are not.
 
@@ -98,53 +74,39 @@ class SearchPool:
     ) -> None:
         self._open_session = open_session
         self._drive = drive
-        self._settings = settings
-        self._quick = _Lane("quick", settings, min(_QUICK, settings.search_timeout))
-        self._heavy = _Lane("heavy", settings, settings.search_timeout)
+        self._lanes = Lanes(settings)
+        self._threads = {
+            lane: ThreadPoolExecutor(settings.search_workers, thread_name_prefix=f"kamado-search-{lane.name}")
+            for lane in (self._lanes.quick, self._lanes.heavy)
+        }
         self._closing = threading.Event()
         self._sessions: list[SearchSession] = []
         self._local = threading.local()
 
     async def run(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool) -> T:
         """Run a search; see `store.Store.search`."""
-        deadline = time.monotonic() + self._settings.search_timeout
-        has_begun = False
-        if not is_heavy:
-            try:
-                return await self._run_in(self._quick, work, deadline)
-            except _TooSlow as error:
-                has_begun = error.has_begun  # what looked quick was not
-        try:
-            return await self._run_in(self._heavy, work, deadline)
-        except _TooSlow as error:
-            timeout = self._settings.search_timeout
-            if has_begun or error.has_begun:
-                raise Unavailable(
-                    f"the search took longer than {timeout:g} s; a filter by equality or prefix is quicker"
-                ) from error
-            raise Unavailable(f"the search did not get its turn within {timeout:g} s: too many others") from error
 
-    async def _run_in(self, lane: "_Lane", work: Callable[[Searches], Awaitable[T]], deadline: float) -> T:
-        if self._closing.is_set():
-            raise Unavailable("the database is closed")
-        if lane.waiting >= self._settings.max_waiting_searches:
-            raise Unavailable("too many searches are waiting for the database")
-        cancelled = threading.Event()
-        lane.waiting += 1
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(lane.threads, self._search, work, lane, deadline, cancelled)
-        future.add_done_callback(lane.finished)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
+        async def attempt(lane: Lane, deadline: float) -> T:
+            if self._closing.is_set():
+                raise Unavailable("the database is closed")
+            lane.enter()
+            cancelled = threading.Event()
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._threads[lane], self._search, work, lane, deadline, cancelled)
+            future.add_done_callback(partial(_leave, lane))
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        return await self._lanes.run(attempt, is_heavy=is_heavy)
 
     async def close(self) -> None:
         """Give up what runs, then end the threads and their connections."""
         self._closing.set()
-        for lane in (self._quick, self._heavy):
-            await asyncio.to_thread(lane.threads.shutdown)
+        for threads in self._threads.values():
+            await asyncio.to_thread(threads.shutdown)
         for session in self._sessions:
             session.close()
 
@@ -153,7 +115,7 @@ class SearchPool:
     def _search(
         self,
         work: Callable[[Searches], Awaitable[T]],
-        lane: "_Lane",
+        lane: Lane,
         deadline: float,
         cancelled: threading.Event,
     ) -> T:
@@ -181,7 +143,7 @@ class SearchPool:
             session.end_snapshot()
 
     def _given_up(self, *, has_begun: bool) -> Unavailable:
-        return Unavailable("the database is closed") if self._closing.is_set() else _TooSlow(has_begun=has_begun)
+        return Unavailable("the database is closed") if self._closing.is_set() else TooSlow(has_begun=has_begun)
 
     def _session(self) -> SearchSession:
         session: SearchSession | None = getattr(self._local, "session", None)
@@ -189,6 +151,12 @@ class SearchPool:
             session = self._local.session = self._open_session()
             self._sessions.append(session)
         return session
+
+
+def _leave(lane: Lane, future: "asyncio.Future[Any]") -> None:
+    lane.leave()
+    if not future.cancelled():
+        future.exception()  # if the caller was cancelled, nobody else asks for it
 
 
 # What SQL lacks
@@ -203,12 +171,13 @@ def add_functions(connection: sqlite3.Connection) -> None:
 
 
 _decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 _UNREADABLE = ("\0", "\ufffe", "\uffff")
 """GLOB ends with the first, and takes the others for U+FFFD."""
 
 
-def _is_match(text: str, pattern: str) -> bool:
-    return is_match(pattern, text)
+def _is_match(text: str | None, pattern: str) -> bool:
+    return text is not None and is_match(pattern, text)
 
 
 @lru_cache(maxsize=64)
@@ -239,6 +208,8 @@ def _value(document: str, pointer: str) -> float | int | str:
 class _Dialect:
     """`storage.search.SearchDialect`."""
 
+    reads_documents_quickly = False
+
     def is_match(self, text: str, pattern: str, add: Callable[[Value], str]) -> str:
         slowly = f"kamado_is_match({text}, {add(pattern)})"
         if any(character in pattern for character in _UNREADABLE):
@@ -247,31 +218,27 @@ class _Dialect:
         has_unreadable = " OR ".join(f"instr({text}, char({ord(character)}))" for character in _UNREADABLE)
         return f"CASE WHEN {has_unreadable} THEN {slowly} ELSE {quickly} END"
 
-    def meets(self, document: str, condition: str) -> str:
-        return f"kamado_meets({document}, {condition})"
-
-    def condition_value(self, condition: Filter) -> str:
-        return msgspec.json.encode([condition.pointer, condition.value]).decode()
+    def meets(self, document: str, condition: Filter, add: Callable[[Value], str]) -> str:
+        return f"kamado_meets({document}, {add(_encode([condition.pointer, condition.value]).decode())})"
 
     def timestamp(self, column: str) -> str:
         return f"strftime('%Y-%m-%dT%H:%M:%SZ', {column} / 1000000, 'unixepoch')"
 
-    def order(self, document: str, sort: Sort, pointer: str) -> tuple[str, str]:
-        if _has_path(sort):
-            # In the order of management 7.3; text compares by its bytes, so by code points.
-            rank = (
-                f"CASE json_type({document}, {pointer}) WHEN 'integer' THEN 1 WHEN 'real' THEN 1 WHEN 'text' THEN 2 "
-                "WHEN 'object' THEN 3 WHEN 'array' THEN 4 WHEN 'false' THEN 5 WHEN 'true' THEN 6 ELSE 0 END"
-            )
-            value = (
-                f"CASE WHEN json_type({document}, {pointer}) IN ('integer', 'real', 'text') "
-                f"THEN json_extract({document}, {pointer}) END"
-            )
-            return rank, value
-        return f"kamado_rank({document}, {pointer})", f"kamado_value({document}, {pointer})"
-
-    def pointer_value(self, sort: Sort) -> str:
-        return _path(sort.pointer) if _has_path(sort) else msgspec.json.encode(sort.pointer).decode()
+    def order(self, document: str, sort: Sort, name: str, add: Callable[[Value], str]) -> Order:
+        if not _has_path(sort):
+            pointer = add(_encode(sort.pointer).decode())
+            return Order("", [f"kamado_rank({document}, {pointer})", f"kamado_value({document}, {pointer})"])
+        path = add(_path(sort.pointer))
+        # In the order of management 7.3; text compares by its bytes, so by code points.
+        rank = (
+            f"CASE json_type({document}, {path}) WHEN 'integer' THEN 1 WHEN 'real' THEN 1 WHEN 'text' THEN 2 "
+            "WHEN 'object' THEN 3 WHEN 'array' THEN 4 WHEN 'false' THEN 5 WHEN 'true' THEN 6 ELSE 0 END"
+        )
+        value = (
+            f"CASE WHEN json_type({document}, {path}) IN ('integer', 'real', 'text') "
+            f"THEN json_extract({document}, {path}) END"
+        )
+        return Order("", [rank, value])
 
 
 def _has_path(sort: Sort) -> bool:
