@@ -45,7 +45,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 conformance: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.conformance

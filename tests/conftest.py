@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests.databases import Databases, check_marks, kind_of, kinds_for, make_databases
+from tests.databases import Databases, check_marks, kinds_for, make_databases
 from tests.postgresql import PostgresqlServer
 from tests.rows import check_rows
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # On a busy machine a slow example says nothing about the code. The suite tries the same examples each time, so that it
 # passes or fails for everybody alike; a long run (`make fuzz`) tries others.
@@ -27,16 +29,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("databases", kinds_for(metafunc.definition), indirect=True, scope="session")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse marks that say nothing, and tell the runner which tests have to stay together.
-
-    Those of a file share what they start, but for their cases on another database.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse marks that say nothing."""
     check_rows(items)
     check_marks(items)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(f"{item.nodeid.partition('::')[0]} {kind_of(item)}"))
+
+
+class ByFileAndDatabase(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """Hands out the tests of a file together, since they share what they start; on each database by itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return f"{file} on PostgreSQL" if "[postgresql" in nodeid else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Refine what `--dist loadfile` does."""
+    return ByFileAndDatabase(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 import pytest
@@ -17,11 +17,21 @@ from tests.postgresql import PostgresqlServer
 
 from kamado.storage import migrate
 
-__all__ = ["KINDS", "Databases", "Postgresql", "Sqlite", "check_marks", "kind_of", "kinds_for", "make_databases"]
+__all__ = [
+    "KINDS",
+    "Databases",
+    "Postgresql",
+    "Sqlite",
+    "check_marks",
+    "kind_of",
+    "kinds_for",
+    "make_databases",
+    "query",
+]
 
 
 class Databases(Protocol):
-    """Makes databases, and looks into them from outside."""
+    """Makes databases."""
 
     def create(self, directory: Path, *, is_empty: bool = False) -> str:
         """Make a database that nobody else uses and return its URL, for `storage.url`.
@@ -34,9 +44,6 @@ class Databases(Protocol):
     def drop(self, url: str) -> None:
         """Remove a database that nobody uses any more."""
 
-    def query(self, url: str, sql: str) -> Sequence[Sequence[object]]:
-        """Return the rows of a query."""
-
 
 class Sqlite:
     """Files; whoever opens one makes the tables."""
@@ -47,10 +54,6 @@ class Sqlite:
 
     def drop(self, url: str) -> None:
         """Leave the file to pytest, which removes the directory."""
-
-    def query(self, url: str, sql: str) -> Sequence[Sequence[object]]:
-        with closing(sqlite3.connect(f"file:{url.removeprefix('sqlite:///')}?mode=ro", uri=True)) as connection:
-            return connection.execute(sql).fetchall()
 
 
 class Postgresql:
@@ -67,15 +70,21 @@ class Postgresql:
     def drop(self, url: str) -> None:
         self._server.drop_database(url)
 
-    def query(self, url: str, sql: str) -> Sequence[Sequence[object]]:
-        async def ask() -> Sequence[Sequence[object]]:
-            connection = await asyncpg.connect(url)
-            try:
-                return [tuple(row) for row in await connection.fetch(sql)]
-            finally:
-                await connection.close()
 
-        return asyncio.run(ask())
+def query(url: str, sql: str) -> Sequence[tuple[Any, ...]]:
+    """Run a statement past the registry; return the rows."""
+    if url.startswith("sqlite:"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+            return connection.execute(sql).fetchall()
+
+    async def ask() -> Sequence[tuple[Any, ...]]:
+        connection = await asyncpg.connect(url)
+        try:
+            return [tuple(row) for row in await connection.fetch(sql)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
 
 
 KINDS = ("sqlite",)

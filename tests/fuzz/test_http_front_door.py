@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.databases import Databases
 from tests.integration.registry import Registry, new_id
 
 SECONDS = float(os.environ.get("KAMADO_FUZZ_SECONDS", "3"))
@@ -28,9 +29,10 @@ LENGTH = re.compile(rb"(?im)^content-length: (\d+)\r?$")
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry of this file's own; stopping it checks that it has logged no traceback."""
-    with Registry(tmp_path_factory.mktemp("fuzz")) as running:
+    directory = tmp_path_factory.mktemp("fuzz")
+    with Registry(directory, url=databases.create(directory / "data")) as running:
         yield running
 
 

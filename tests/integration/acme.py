@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.databases import Databases
 from tests.integration.adapter import Adapter, ClientTls, Reply
 from tests.integration.certificates import Authority, Issued
 from tests.integration.registry import Registry
@@ -163,20 +164,19 @@ def _fill(registry: Registry, ca: Authority, passive_ca: Authority) -> None:
     registry.set_credentials("off", "d1", [{"type": "hashed-password", "auth-id": "sensor1", "secrets": [password]}])
 
 
-def acme_fixture(
-    directory: Path, settings: Mapping[str, str] | None = None, users: Mapping[str, object] | None = None
-) -> Iterator[Acme]:
+def acme_fixture(databases: Databases, directory: Path, users: Mapping[str, object] | None = None) -> Iterator[Acme]:
     """Run a registry with the fixture.
 
     Args:
+        databases: Where its database comes from.
         directory: For its files.
-        settings: More of its settings.
         users: More users of the permissions file.
     """
     ca = Authority.create("CN=Device CA,OU=Plant 7,O=Acme")
     passive_ca = Authority.create("CN=Passive CA,O=Acme")
     file = directory / "permissions.json"
     file.write_text(json.dumps(permissions(users)))
-    with Registry(directory, {"auth.permissions_file": str(file), **(settings or {})}, tls=True) as registry:
+    url = databases.create(directory / "data")
+    with Registry(directory, {"auth.permissions_file": str(file)}, tls=True, url=url) as registry:
         _fill(registry, ca, passive_ca)
         yield Acme(registry=registry, ca=ca, passive_ca=passive_ca)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from tests.databases import Databases
 from tests.integration.pages import Example
 from tests.integration.registry import Registry
 
@@ -25,9 +26,10 @@ class NewRegistry(Protocol):
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry that tests share: plain listeners and TLS; use tenants of your own (`new_id()`)."""
-    with Registry(tmp_path_factory.mktemp("registry"), tls=True) as running:
+    directory = tmp_path_factory.mktemp("registry")
+    with Registry(directory, tls=True, url=databases.create(directory / "data")) as running:
         yield running
 
 
@@ -44,9 +46,10 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def new_registry(tmp_path: Path) -> Iterator[NewRegistry]:
-    """A factory of registries with settings of their own."""
+def new_registry(databases: Databases, tmp_path: Path) -> Iterator[NewRegistry]:
+    """A factory of registries with settings and databases of their own."""
     made: list[Registry] = []
+    urls: list[str] = []
 
     def start_registry(
         settings: Mapping[str, str] | None = None,
@@ -57,13 +60,12 @@ def new_registry(tmp_path: Path) -> Iterator[NewRegistry]:
         directory: Path | None = None,
         start: bool = True,
     ) -> Registry:
-        one = Registry(
-            directory or tmp_path / f"registry-{len(made)}",
-            settings,
-            tls=tls,
-            arguments=arguments,
-            environment=environment,
-        )
+        directory = directory or tmp_path / f"registry-{len(made)}"
+        url = (settings or {}).get("storage.url")
+        if url is None:
+            url = databases.create(directory / "data")
+            urls.append(url)
+        one = Registry(directory, settings, tls=tls, arguments=arguments, environment=environment, url=url)
         made.append(one)
         return one.start() if start else one
 
@@ -74,3 +76,5 @@ def new_registry(tmp_path: Path) -> Iterator[NewRegistry]:
     finally:
         for one in made:
             one.kill()
+        for url in urls:
+            databases.drop(url)

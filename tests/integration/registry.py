@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tests.databases import query
 from tests.integration.certificates import TlsFiles, tls_files
 
 __all__ = ["Registry", "Response", "kamado", "new_id", "poll", "send_request"]
@@ -164,7 +165,7 @@ def kamado(
 
 
 class Registry:
-    """One `kamado serve` with its own directory, database and log.
+    """One `kamado serve` with its own directory and log, and a database of its own if no other is named.
 
     Args:
         directory: Where its files go; keep it to start another process on the same data.
@@ -174,6 +175,7 @@ class Registry:
         arguments: More arguments of `kamado serve`.
         environment: Variables on top of the test's own, from which `KAMADO_*` is removed.
         only_settings: Nothing but `settings` is set: for a configuration file that says where the database is.
+        url: The database; a file in its directory if omitted.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class Registry:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         only_settings: bool = False,
+        url: str | None = None,
     ) -> None:
         self.data_dir = directory / "data"
         self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -195,7 +198,7 @@ class Registry:
         self.config_file.touch()
         self.tls: TlsFiles | None = None
         self.settings: dict[str, str] = {
-            "storage.url": f"sqlite:///{self.database}",
+            "storage.url": url or f"sqlite:///{self.database}",
             "http.insecure.port": "0",
             "amqp.insecure.port": "0",
             "health.port": "0",
@@ -385,6 +388,10 @@ class Registry:
             f"{arguments} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
         )
         return result
+
+    def query(self, sql: str) -> Sequence[tuple[Any, ...]]:
+        """Run a statement on the database itself; return the rows."""
+        return query(self.settings["storage.url"], sql)
 
     # Shorthands of the management API
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture, permissions
 from tests.integration.adapter import HOST, TIMEOUT, Adapter, AuthenticationFailed, ClientTls, LinkRefused, tls_socket
 from tests.integration.certificates import Authority
@@ -21,9 +22,10 @@ ROWS = Section("authentication 6")
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
     external = {"mechanism": "EXTERNAL", "authorities": ["protocol-adapter"]}
     yield from acme_fixture(
+        databases,
         tmp_path_factory.mktemp("authentication"),
         users={
             "coap-adapter": external,

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 from proton import Delivery, Endpoint, Link, Terminus
+from tests.databases import Databases
 from tests.integration.acme import PASSWORD, Acme, acme_fixture, credentials_request
 from tests.integration.adapter import HOST, TIMEOUT, Adapter, LinkRefused, tls_socket
-from tests.integration.registry import Registry, poll
+from tests.integration.conftest import NewRegistry
+from tests.integration.registry import poll
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("exchanges"))
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("exchanges"))
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -300,19 +302,18 @@ def test_malformed_frames_end_one_connection_only(
     assert adapter.request("tenant", "get", body='{"tenant-id":"acme"}').status == 200
 
 
-def test_orderly_shutdown(tmp_path_factory: pytest.TempPathFactory, over_tls: bool) -> None:
+def test_orderly_shutdown(new_registry: NewRegistry, over_tls: bool) -> None:
     """Section 2.4: `close` with amqp:connection:forced."""
-    with Registry(tmp_path_factory.mktemp("shutdown"), tls=True) as registry:
-        acme = Acme(registry=registry, ca=None, passive_ca=None)  # type: ignore[arg-type]
-        tls = acme.client_tls() if over_tls else None
-        port = registry.amqps_port if over_tls else registry.amqp_port
-        adapter = Adapter(port, registry.username, registry.password, tls=tls)
-        assert registry.process is not None
-        registry.process.terminate()
-        assert adapter.wait_for_close().condition == "amqp:connection:forced"
-        adapter.close()
-        poll(lambda: registry.process is None or registry.process.poll() is not None, what="the end of the process")
-        registry.stop()
+    registry = new_registry(tls=True)
+    acme = Acme(registry=registry, ca=None, passive_ca=None)  # type: ignore[arg-type]
+    tls = acme.client_tls() if over_tls else None
+    port = registry.amqps_port if over_tls else registry.amqp_port
+    adapter = Adapter(port, registry.username, registry.password, tls=tls)
+    assert registry.process is not None
+    registry.process.terminate()
+    assert adapter.wait_for_close().condition == "amqp:connection:forced"
+    adapter.close()
+    poll(lambda: registry.process is None or registry.process.poll() is not None, what="the end of the process")
 
 
 def test_settle_modes_of_replies(adapter: Adapter) -> None:

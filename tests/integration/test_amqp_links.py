@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from proton import Delivery, Link, Message, Terminus
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture, credentials_request
 from tests.integration.adapter import Adapter, LinkRefused
 from tests.rows import Section
@@ -15,8 +16,8 @@ CHECKS = Section("amqp-apis 4.3")
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("links"))
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("links"))
 
 
 @pytest.fixture

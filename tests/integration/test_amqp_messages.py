@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from proton import Delivery, Endpoint, Message, Sender, symbol, ulong
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture, credentials_request, get_credentials
 from tests.integration.adapter import Adapter, Reply, read_sections
 from tests.integration.registry import poll
@@ -17,8 +18,8 @@ ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    for acme in acme_fixture(tmp_path_factory.mktemp("messages")):
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    for acme in acme_fixture(databases, tmp_path_factory.mktemp("messages")):
         with acme.adapter() as adapter:
             properties = {"device_id": "d2", "gateway_id": "gw1"}
             assert adapter.request("device_con/acme", "set-last-gw", properties=properties).status == 204

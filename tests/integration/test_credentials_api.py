@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture, credentials_request, get_credentials
 from tests.integration.adapter import Adapter, Reply
 from tests.integration.certificates import Authority
@@ -16,8 +17,8 @@ ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("credentials"))
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("credentials"))
 
 
 @pytest.fixture(scope="module")

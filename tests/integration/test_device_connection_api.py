@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from proton import Delivery, int32, symbol, uint, ulong
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture
 from tests.integration.adapter import Adapter, LinkRefused, Reply
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, new_id, poll
 from tests.rows import Section
 
+THE_FILE = pytest.mark.sqlite_only("PostgreSQL has no second file")
 ROWS = Section("amqp-apis 14")
 
 SET_GATEWAY = "set-last-gw"
@@ -28,8 +30,8 @@ SUBJECTS = [SET_GATEWAY, GET_GATEWAY, SET_INSTANCE, REMOVE_INSTANCE, GET_INSTANC
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("connections"))
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("connections"))
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +363,7 @@ def test_processes_of_one_database_see_each_other_s_entries_at_once(new_registry
         assert get_instances(two, "t", "d") == [("a1", "d")]
 
 
+@THE_FILE
 def test_registrations_of_the_database_are_not_touched(new_registry: NewRegistry) -> None:
     """The file of device connections is another one, beside the database."""
     registry = new_registry()
@@ -408,6 +411,7 @@ def test_the_api_can_be_left_out(new_registry: NewRegistry) -> None:
 # The file
 
 
+@THE_FILE
 def test_a_file_that_cannot_be_used_is_set_aside_and_the_registry_starts(new_registry: NewRegistry) -> None:
     registry = new_registry(start=False)
     path = registry.data_dir / "kamado.connections.db"
@@ -420,6 +424,7 @@ def test_a_file_that_cannot_be_used_is_set_aside_and_the_registry_starts(new_reg
     assert "their file was set aside" in registry.log.read_text()
 
 
+@THE_FILE
 def test_a_file_that_is_taken_away_is_made_again(new_registry: NewRegistry) -> None:
     registry = new_registry()
     with log_in(registry) as adapter:
@@ -436,6 +441,7 @@ def test_a_file_that_is_taken_away_is_made_again(new_registry: NewRegistry) -> N
         assert get_gateway(adapter, "t", "d") == "gw7"
 
 
+@THE_FILE
 def test_a_directory_in_the_way_keeps_nothing_else_from_working(new_registry: NewRegistry) -> None:
     """503, adapters try again; the other APIs and the start do not suffer."""
     registry = new_registry(start=False)
@@ -455,6 +461,7 @@ def test_a_directory_in_the_way_keeps_nothing_else_from_working(new_registry: Ne
         assert get_gateway(adapter, "t", "d") == "gw1"
 
 
+@THE_FILE
 def test_a_file_that_another_process_keeps_locked_is_503_and_read_all_the_same(new_registry: NewRegistry) -> None:
     registry = new_registry()
     with log_in(registry) as adapter:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from tests.databases import Databases
 from tests.distinguished_names import CA_SPKI, EQUALITY, FROM_DER, FROM_TEXT, REFUSED, certificate_of
 from tests.integration.adapter import Adapter
 from tests.integration.registry import Registry, new_id
@@ -13,9 +14,10 @@ from kamado.x509 import DistinguishedName
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def names(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry of this file's own, since no other tenant may have the CAs of the examples."""
-    with Registry(tmp_path_factory.mktemp("names")) as running:
+    directory = tmp_path_factory.mktemp("names")
+    with Registry(directory, url=databases.create(directory / "data")) as running:
         yield running
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import bcrypt
 import pytest
+from tests.databases import Databases
 from tests.integration.adapter import Adapter
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import JsonObject, Registry, Response, new_id
@@ -35,9 +36,12 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry of this file's own: the CA of the vectors belongs to one tenant at a time."""
-    with Registry(tmp_path_factory.mktemp("credentials"), {"credentials.bcrypt_max_cost": "10"}) as running:
+    directory = tmp_path_factory.mktemp("credentials")
+    with Registry(
+        directory, {"credentials.bcrypt_max_cost": "10"}, url=databases.create(directory / "data")
+    ) as running:
         yield running
 
 

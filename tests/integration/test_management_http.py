@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 
 import pytest
+from tests.databases import Databases
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, Response, new_id, send_request
 from tests.rows import Section
@@ -255,9 +256,10 @@ def test_methods_of_collections(registry: Registry, method: str, path: str, allo
 
 
 @pytest.fixture(scope="module")
-def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def open_registry(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry that pages of any origin may use."""
-    with Registry(tmp_path_factory.mktemp("cors"), {"http.cors_allowed_origins": "*"}) as running:
+    directory = tmp_path_factory.mktemp("cors")
+    with Registry(directory, {"http.cors_allowed_origins": "*"}, url=databases.create(directory / "data")) as running:
         yield running
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.databases import Databases
 from tests.integration.certificates import Authority
 from tests.integration.registry import JsonObject, Registry, Response, new_id
 from tests.integration.vectors import CA_CERT, CA_SPKI, CA_SUBJECT, CA_SUBJECT_BYTES
@@ -17,9 +18,10 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry of this file's own: the CA of the vectors belongs to one tenant at a time."""
-    with Registry(tmp_path_factory.mktemp("tenants")) as running:
+    directory = tmp_path_factory.mktemp("tenants")
+    with Registry(directory, url=databases.create(directory / "data")) as running:
         yield running
 
 

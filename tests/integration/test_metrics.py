@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture, get_credentials
 from tests.integration.adapter import Adapter, AuthenticationFailed, LinkRefused
 from tests.integration.conftest import NewRegistry
@@ -21,8 +22,8 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("metrics"))
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("metrics"))
 
 
 def scrape(registry: Registry, path: str = "/metrics") -> Response:

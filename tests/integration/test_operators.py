@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.databases import Databases
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, kamado, new_id
 from tests.rows import Section
@@ -37,9 +38,10 @@ def status(registry: Registry, path: str = "/v1/tenants/none", headers: dict[str
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def guarded(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry with the account `ada`, for tests that only ask; pages of `UI` may use it."""
-    with Registry(tmp_path_factory.mktemp("guarded"), {"http.cors_allowed_origins": UI}) as running:
+    directory = tmp_path_factory.mktemp("guarded")
+    with Registry(directory, {"http.cors_allowed_origins": UI}, url=databases.create(directory / "data")) as running:
         running.create_tenant("A")
         add(running, "ada")
         yield running

@@ -7,10 +7,9 @@ that could be down. It comes with the events of provisioning 3.6.
 import base64
 import concurrent.futures
 import json
-import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -67,12 +66,10 @@ def ask(adapter: Adapter, tenant_id: str, auth_id: str, certificate: object = No
 
 
 def count_devices(registry: Registry, tenant_id: str) -> int:
-    with closing(sqlite3.connect(f"file:{registry.database}?mode=ro", uri=True)) as connection:
-        (number,) = connection.execute("SELECT count(*) FROM devices WHERE tenant_id = ?", (tenant_id,)).fetchone()
-        (credentials,) = connection.execute(
-            "SELECT count(*) FROM credentials WHERE tenant_id = ?", (tenant_id,)
-        ).fetchone()
+    counts = (f"(SELECT count(*) FROM {table} WHERE tenant_id = '{tenant_id}')" for table in ("devices", "credentials"))
+    [(number, credentials)] = registry.query(f"SELECT {', '.join(counts)}")
     assert isinstance(number, int)
+    assert isinstance(credentials, int)
     # Of what these tests provision, each device has its one credential; a device without one would be an orphan.
     assert credentials <= number
     return number
@@ -703,16 +700,11 @@ class TestCrash:
                     answered.append(device_id)
                 registry.kill()
             registry.start()
-        with closing(sqlite3.connect(f"file:{registry.database}?mode=ro", uri=True)) as connection:
-            rows = connection.execute(
-                "SELECT d.device_id, d.auto_provisioned, d.document, s.version FROM devices d LEFT JOIN credential_sets"
-                " s ON s.tenant_id = d.tenant_id AND s.device_id = d.device_id WHERE d.tenant_id = ?",
-                (tenant_id,),
-            ).fetchall()
-            (counted,) = connection.execute(
-                "SELECT devices FROM tenant_usage WHERE tenant_id = ?", (tenant_id,)
-            ).fetchone()
-        assert counted == len(rows)
+        rows = registry.query(
+            "SELECT d.device_id, d.auto_provisioned, d.document, s.version FROM devices d LEFT JOIN credential_sets"
+            f" s ON s.tenant_id = d.tenant_id AND s.device_id = d.device_id WHERE d.tenant_id = '{tenant_id}'",
+        )
+        assert registry.query(f"SELECT devices FROM tenant_usage WHERE tenant_id = '{tenant_id}'") == [(len(rows),)]
         devices = {device_id: (flag, json.loads(text), version) for device_id, flag, text, version in rows}
         del devices["gw-a"]
         assert set(answered) <= devices.keys()

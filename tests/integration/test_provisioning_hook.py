@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import Databases
 from tests.integration.adapter import Adapter, Reply
 from tests.integration.certificates import Authority, TlsFiles, tls_files
 from tests.integration.conftest import NewRegistry
@@ -79,7 +80,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def registry(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(receiver: Receiver, databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     directory = tmp_path_factory.mktemp("hook")
     secret = directory / "secret"
     secret.write_text(SECRET + "\n")
@@ -90,7 +91,7 @@ def registry(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> It
         "provisioning.hook.secret_file": str(secret),
         "provisioning.hook.max_concurrent": "30",
     }
-    with Registry(directory, settings) as one:
+    with Registry(directory, settings, url=databases.create(directory / "data")) as one:
         yield one
 
 

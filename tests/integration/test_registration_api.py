@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from proton import int32, symbol
+from tests.databases import Databases
 from tests.integration.acme import Acme, acme_fixture
 from tests.integration.adapter import Adapter, Reply
 from tests.rows import Section
@@ -14,8 +15,8 @@ ROWS = Section("amqp-apis 14")
 
 
 @pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(tmp_path_factory.mktemp("registrations"))
+def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("registrations"))
 
 
 @pytest.fixture(scope="module")

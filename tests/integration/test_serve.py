@@ -7,15 +7,14 @@ import resource
 import shlex
 import signal
 import socket
-import sqlite3
 import ssl
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.databases import Databases, query
 from tests.integration.certificates import Authority
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import kamado, new_id, poll
@@ -23,9 +22,10 @@ from tests.integration.registry import kamado, new_id, poll
 OK, UNAVAILABLE, LOGIN_REFUSED, CONFIGURATION = 0, 69, 77, 78
 
 
-def test_first_start_makes_one_identity(new_registry: NewRegistry) -> None:
+def test_first_start_makes_one_identity(new_registry: NewRegistry, databases: Databases, tmp_path: Path) -> None:
     """Settled, "Who may use AMQP": mode 0600, two lines, only if there is none."""
-    registry = new_registry()
+    url = databases.create(tmp_path / "data", is_empty=True)
+    registry = new_registry({"storage.url": url}, directory=tmp_path)
     lines = registry.credentials_file.read_text().splitlines()
     assert [line.partition("=")[0] for line in lines] == ["username", "password"]
     assert stat.S_IMODE(registry.credentials_file.stat().st_mode) == 0o600
@@ -125,6 +125,7 @@ def test_a_refused_handshake_is_in_the_log(new_registry: NewRegistry, tmp_path: 
     assert (event["level"], event["listener"], event["reason"]) == ("warn", listener, reason)
 
 
+@pytest.mark.sqlite_only("a path with a space")
 @pytest.mark.parametrize("where", ["--set", "environment"])
 def test_what_to_type_next_works_with_a_port_that_the_system_chose(new_registry: NewRegistry, where: str) -> None:
     settings = {"log.format": "text", "storage.url": "sqlite:///a b.db"}
@@ -260,19 +261,10 @@ def test_wrong_data_stops_the_first_start(new_registry: NewRegistry, tmp_path: P
     assert "Traceback" not in result.stdout + result.stderr
 
 
-@pytest.fixture
-def database_that_is_not_ours(tmp_path: Path) -> Iterator[Path]:
-    file = tmp_path / "other.db"
-    with sqlite3.connect(file) as database:
-        database.execute("CREATE TABLE a (b)")
-    database.close()
-    yield file
-    with sqlite3.connect(file) as database:
-        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("a",)]
-    database.close()
-
-
-def test_database_of_another_program_is_refused(database_that_is_not_ours: Path) -> None:
-    setting = f"storage.url=sqlite:///{database_that_is_not_ours}"
-    result = kamado("serve", "--set", setting, "--set", "health.port=0", expect_status=UNAVAILABLE)
+def test_database_of_another_program_is_refused(databases: Databases, tmp_path: Path) -> None:
+    url = databases.create(tmp_path, is_empty=True)
+    query(url, "CREATE TABLE a (b INTEGER)")
+    result = kamado("serve", "--set", f"storage.url={url}", "--set", "health.port=0", expect_status=UNAVAILABLE)
     assert "another program" in result.stdout
+    query(url, "CREATE TABLE tenants (b INTEGER)")
+    databases.drop(url)
