@@ -9,10 +9,11 @@ a reason here. `tests/unit/test_conformance.py` fails if the page is out of date
 import contextlib
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from tests.databases import kind_of
 from tests.rows import SECTIONS, check_rows, read_rows
 
 __all__ = ["Problems", "main", "make_table"]
@@ -35,6 +36,9 @@ WITHOUT_TEST: dict[str, dict[str, str]] = {
     "provisioning 3.8": {"20": _EVENTS},
 }
 """Section -> rows, single or from-to -> why no test proves them. Remove what has got its test."""
+
+DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+"""What the page calls them; rows whose tests need none have a dash."""
 
 NOTES: dict[str, dict[str, str]] = {
     "authentication 6": {
@@ -88,14 +92,28 @@ def _name(item: pytest.Item) -> tuple[str, str]:
     return path.removeprefix("tests/"), name.partition("[")[0]
 
 
-def _show(items: Sequence[pytest.Item], numbers: Mapping[tuple[str, str], int]) -> Iterator[str]:
-    """Show tests: with the cases only where others of the same test prove something else."""
+def _cases(items: Iterable[pytest.Item]) -> dict[tuple[str, str], list[str]]:
+    """Return the ids of each test's cases; a case is one, on however many databases it is run."""
     cases: dict[tuple[str, str], list[str]] = {}
     for item in items:
-        cases.setdefault(_name(item), []).append(item.nodeid.partition("[")[2].removesuffix("]"))
-    for (path, name), ids in cases.items():
-        which = "" if len(ids) == numbers[path, name] else f" ({', '.join(f'`{case}`' for case in ids)})"
+        case = item.nodeid.partition("[")[2].removesuffix("]").removeprefix(kind_of(item) or "").removeprefix("-")
+        known = cases.setdefault(_name(item), [])
+        if case not in known:
+            known.append(case)
+    return cases
+
+
+def _show(items: Sequence[pytest.Item], all_cases: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[str]:
+    """Show tests: with the cases only where others of the same test prove something else."""
+    for (path, name), ids in _cases(items).items():
+        which = "" if len(ids) == len(all_cases[path, name]) else f" ({', '.join(f'`{case}`' for case in ids)})"
         yield f"`{path}::{name}`{which}"
+
+
+def _show_databases(items: Sequence[pytest.Item]) -> str:
+    """Name the databases that tests are run on."""
+    kinds = {kind_of(item) for item in items}
+    return ", ".join(name for kind, name in DATABASES.items() if kind in kinds) or "–"
 
 
 def make_table(items: Sequence[pytest.Item]) -> str:
@@ -105,23 +123,21 @@ def make_table(items: Sequence[pytest.Item]) -> str:
         Problems: A row has neither a test nor a reason, or both.
     """
     tests: Tests = check_rows(items)
-    numbers: dict[tuple[str, str], int] = {}
-    for item in items:
-        numbers[_name(item)] = numbers.get(_name(item), 0) + 1
+    all_cases = _cases(items)
     problems, lines = [], []
     for section in SECTIONS:
         reasons, notes = _expand(section, WITHOUT_TEST), _expand(section, NOTES)
-        lines += [f"### {section}", "", "| Row | Tests |", "| --- | --- |"]
+        lines += [f"### {section}", "", "| Row | Tests | On |", "| --- | --- | --- |"]
         for row in read_rows(section):
             found = tests.get(section, {}).get(row, ())
             if not found and row not in reasons:
                 problems.append(f"{section}, row {row}: no test, and no reason in tests/conformance.py")
             elif found and row in reasons:
                 problems.append(f"{section}, row {row}: there is a test, so remove the reason in tests/conformance.py")
-            texts = [", ".join(_show(found, numbers)) if found else f"none: {reasons.get(row)}"]
+            texts = [", ".join(_show(found, all_cases)) if found else f"none: {reasons.get(row)}"]
             if row in notes:
                 texts.append(notes[row])
-            lines.append(f"| {row} | {'; '.join(texts)} |")
+            lines.append(f"| {row} | {'; '.join(texts)} | {_show_databases(found)} |")
         lines.append("")
     if problems:
         raise Problems("\n".join(problems))
