@@ -87,7 +87,7 @@ def query(url: str, sql: str) -> Sequence[tuple[Any, ...]]:
     return asyncio.run(ask())
 
 
-KINDS = ("sqlite",)
+KINDS = ("sqlite", "postgresql")
 """Also the ids of the tests' cases."""
 
 
