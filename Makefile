@@ -4,6 +4,7 @@
 # make conformance  write the table of docs/conformance.md from the tests
 # make fuzz    throw any bytes at the front doors for some minutes (FUZZ_SECONDS for each test)
 # make bench   measure (minutes); figures belong into docs/performance.md
+# make bench-postgresql  the same on a PostgreSQL server that is started for it
 # make .venv   install only
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ JOBS ?= 4
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check conformance format bench fuzz clean
+.PHONY: help serve test check conformance format bench bench-postgresql fuzz clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -62,6 +63,9 @@ build/bench/%: bench/%.c bench/load.h
 
 bench: $(VENV)/installed build/bench/amqp_load build/bench/http_load
 	@$(BIN)/python -m bench.run $(BENCH)
+
+bench-postgresql: $(VENV)/installed-dev build/bench/amqp_load build/bench/http_load
+	@$(BIN)/python -m bench.postgresql $(BENCH)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format src tests bench examples

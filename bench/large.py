@@ -3,13 +3,10 @@
 import asyncio
 import json
 import random
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, datetime
 from http.client import HTTPConnection
-from pathlib import Path
 from urllib.parse import urlencode
 
 from rich.console import Console
@@ -27,24 +24,20 @@ __all__ = ["delete_all", "fill", "searches"]
 _SLICE = 5000
 
 
-def fill(database: Path, tenant_id: str, number: int, *, with_credentials: bool, console: Console) -> None:
+def fill(url: str, tenant_id: str, number: int, *, with_credentials: bool, console: Console) -> None:
     """Put devices into the database, in a random order, unless they are there already."""
-    with closing(sqlite3.connect(database)) as connection:
-        (present,) = connection.execute(
-            "SELECT coalesce((SELECT devices FROM tenant_usage WHERE tenant_id = ?), 0)", (tenant_id,)
-        ).fetchone()
-    if present == number:
-        return
-    asyncio.run(_fill(database, tenant_id, number, with_credentials=with_credentials, console=console))
+    asyncio.run(_fill(url, tenant_id, number, with_credentials=with_credentials, console=console))
 
 
-async def _fill(database: Path, tenant_id: str, number: int, *, with_credentials: bool, console: Console) -> None:
+async def _fill(url: str, tenant_id: str, number: int, *, with_credentials: bool, console: Console) -> None:
     now = datetime.now(UTC)
     rules = CredentialRules(identifiers=Identifiers())
     order = list(range(number))
     random.Random(1).shuffle(order)
-    store = await open_store(f"sqlite:///{database}")
+    store = await open_store(url)
     try:
+        if await store.read(lambda transaction: transaction.count_devices(tenant_id)) == number:
+            return
         if await store.lookups.find_tenant(tenant_id) is None:
             tenant = StoredTenant(tenant_id=tenant_id, version=new_id(), created=now, tenant=Tenant())
             await store.write(lambda transaction: transaction.insert_tenant(tenant))

@@ -1,15 +1,17 @@
 """Measure the real server over sockets; the figures belong into docs/performance.md.
 
-`kamado serve` runs in a process of its own, on SQLite, with everything durable. The load comes from two small clients
-in C (`amqp_load.c`, `http_load.c`), since one in Python would be what is measured. The devices are registered through
-the HTTP API like any operator's, which is one of the measurements.
+`kamado serve` runs in a process of its own, on SQLite or (`--url`) on a PostgreSQL of this machine, with everything
+durable. The load comes from two small clients in C (`amqp_load.c`, `http_load.c`), since one in Python would be what is
+measured. The devices are registered through the HTTP API like any operator's, which is one of the measurements.
 
     make bench                                  everything
     make bench BENCH="--only assert --seconds 3"
     make bench BENCH="--data /tmp/bench"        keep the filled database, and use it again the next time
 """
 
+import asyncio
 import base64
+import contextlib
 import json
 import os
 import platform
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import asyncpg
 import typer
 from bench import large
 from cryptography import x509
@@ -64,8 +67,11 @@ console = Console(stderr=True, highlight=False)
 class Server:
     """One `kamado serve` on a directory."""
 
-    def __init__(self, directory: Path, *, python: str, profile: Path | None, settings: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, url: str, *, python: str, profile: Path | None, settings: Sequence[str]
+    ) -> None:
         self.directory = directory
+        self.database = Postmaster(url) if url.startswith("postgresql:") else None
         ready = directory / "ready.json"
         ready.unlink(missing_ok=True)
         config = directory / "kamado.toml"
@@ -75,7 +81,8 @@ class Server:
             command += ["-m", "cProfile", "-o", str(profile)]
         command += ["-m", "kamado", "serve", "--config", str(config), "--ready-file", str(ready)]
         for setting in (
-            f"storage.url=sqlite:///{directory / 'kamado.db'}",
+            f"storage.url={url}",
+            f"auth.first_login_dir={directory}",
             *("http.insecure.port=0", "amqp.insecure.port=0", "health.port=0", "shutdown.drain_delay=0s"),
             *settings,
         ):
@@ -102,6 +109,10 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def database_seconds(self) -> float:
+        """The same of the database's processes; 0 if there are none."""
+        return 0.0 if self.database is None else self.database.processor_seconds()
+
     def memory_mib(self, name: str) -> float:
         """VmRSS (resident now) or VmHWM (the most so far)."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -123,6 +134,32 @@ class Server:
             self.process.wait()
 
 
+class Postmaster:
+    """The processes of a PostgreSQL server on this machine."""
+
+    def __init__(self, url: str) -> None:
+        async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+            return await asyncpg.connect(url)
+
+        with asyncio.Runner() as runner:
+            connection = runner.run(connect())
+            backend = Path(f"/proc/{connection.get_server_pid()}/stat")
+            self._pid = int(backend.read_text().rpartition(")")[2].split()[1])
+            runner.run(connection.close())
+
+    def processor_seconds(self) -> float:
+        """Processor time of all processes, also of those that have ended."""
+        total = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(path.parent.name) == self._pid:
+                    total += sum(map(int, fields[11:15]))
+                elif int(fields[1]) == self._pid:
+                    total += sum(map(int, fields[11:13]))
+        return total / os.sysconf("SC_CLK_TCK")
+
+
 # --- Results ---
 
 
@@ -136,6 +173,7 @@ class Result:
     p50_ms: float
     p99_ms: float
     server_us: float
+    database_us: float
     client_us: float
     requests: int
     statuses: dict[str, int]
@@ -154,6 +192,7 @@ class Report:
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     command: str = field(default_factory=lambda: " ".join(["bench/run.py", *sys.argv[1:]]))
     machine: str = ""
+    database: str = "SQLite"
     devices: int = 0
     results: list[Result] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
@@ -186,14 +225,15 @@ def measure(server: Server, name: str, shape: str, command: Sequence[str], expec
     assert client.stdout is not None
     if client.stdout.readline().strip() != "start":
         sys.exit(f"{command[0]} failed; the server's log: {server.directory / 'kamado.log'}")
-    before, busy = server.processor_seconds(), busy_seconds()
+    before, database, busy = server.processor_seconds(), server.database_seconds(), busy_seconds()
     line = client.stdout.readline()
     used, busy = server.processor_seconds() - before, busy_seconds() - busy
+    database = server.database_seconds() - database
     if client.wait() or not line:
         sys.exit(f"{command[0]} failed; the server's log: {server.directory / 'kamado.log'}")
     counted = json.loads(line)
     requests: int = counted["requests"]
-    others = (busy - used - counted["client_cpu_seconds"]) / counted["seconds"]
+    others = (busy - used - database - counted["client_cpu_seconds"]) / counted["seconds"]
     if set(counted["statuses"]) != {expect}:
         console.print(f"  unexpected statuses: {counted['statuses']}", style="bold red")
     return Result(
@@ -203,6 +243,7 @@ def measure(server: Server, name: str, shape: str, command: Sequence[str], expec
         p50_ms=counted["p50_us"] / 1000,
         p99_ms=counted["p99_us"] / 1000,
         server_us=used / requests * 1e6,
+        database_us=database / requests * 1e6,
         client_us=counted["client_cpu_seconds"] / requests * 1e6,
         requests=requests,
         statuses=counted["statuses"],
@@ -218,6 +259,7 @@ class Bench:
         self,
         server: Server,
         directory: Path,
+        storage: str,
         devices: int,
         seconds: float,
         patience: float,
@@ -227,6 +269,7 @@ class Bench:
         self.large = large
         self.server = server
         self.directory = directory
+        self.storage = storage
         self.devices = devices
         self.seconds = seconds
         self.patience = patience
@@ -421,7 +464,7 @@ class Bench:
     def search(self) -> None:
         """Searches of a tenant with very many devices (`--large`)."""
         tenant = f"large-{self.large}"
-        large.fill(self.directory / "kamado.db", tenant, self.large, with_credentials=False, console=console)
+        large.fill(self.storage, tenant, self.large, with_credentials=False, console=console)
         for name, lines, goal in large.searches(tenant, self.large):
             for connections in (1, 8) if goal is not None else (1,):
                 result = self.http(f"search: {name}", lines, "200", connections)
@@ -431,7 +474,7 @@ class Bench:
     def delete_all(self, count: int = 100_000) -> None:
         """Delete all devices of a tenant while adapters go on asking about those of another."""
         tenant = f"doomed-{int(time.time())}"
-        large.fill(self.directory / "kamado.db", tenant, count, with_credentials=True, console=console)
+        large.fill(self.storage, tenant, count, with_credentials=True, console=console)
         target, lines = f"registration/{TENANT}", self.shuffled(self.device_ids())
         self.add(self.amqp("assert, before the next", target, "device", lines, (1, 10)))
         with ThreadPoolExecutor(1) as pool:
@@ -534,10 +577,10 @@ def working_directory(given: Path | None) -> Iterator[Path]:
 
 
 def print_report(report: Report) -> None:
-    table = Table(title=f"Kamado, {report.devices:,} devices on SQLite", title_justify="left")
+    table = Table(title=f"Kamado, {report.devices:,} devices on {report.database}", title_justify="left")
     for column in ("", "load"):
         table.add_column(column)
-    for column in ("per second", "p50 ms", "p99 ms", "server µs", "client µs", "fairness", "others"):
+    for column in ("per second", "p50 ms", "p99 ms", "server µs", "database µs", "client µs", "fairness", "others"):
         table.add_column(column, justify="right")
     table.add_column("goal")
     for result in report.results:
@@ -549,6 +592,7 @@ def print_report(report: Report) -> None:
             f"{result.p50_ms:.2f}",
             f"{result.p99_ms:.2f}",
             f"{result.server_us:.1f}",
+            f"{result.database_us:.1f}",
             f"{result.client_us:.1f}",
             f"{result.fairness:.2f}",
             f"{result.others:.2f}",
@@ -586,6 +630,9 @@ def main(
     ] = None,
     python: Annotated[str, typer.Option(help="Interpreter that runs the server.")] = sys.executable,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Further settings of the server.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A PostgreSQL database of this machine, for nothing else; default: SQLite.")
+    ] = None,
 ) -> None:
     """Measure Kamado: look-ups over AMQP, first contacts, HTTP, start and memory."""
     chosen = only or list(MEASUREMENTS)
@@ -594,28 +641,29 @@ def main(
     for client in ("amqp_load", "http_load"):
         if not (CLIENTS / client).exists():
             sys.exit("The load clients are not built; run this through make bench.")
-    report = Report(machine=machine(), devices=devices)
+    report = Report(machine=machine(), devices=devices, database="SQLite" if url is None else "PostgreSQL")
     if (busy := other_load()) > QUIET:
         console.print(f"The machine is busy: others use {busy:.1f} cores. Rates will be too low.", style="bold red")
     with working_directory(data) as directory:
+        storage = url or f"sqlite:///{directory / 'kamado.db'}"
         filled = directory / f"filled-{devices}"
         if not filled.exists():
             console.print(f"Filling {directory} with {devices:,} devices through the HTTP API ...")
-            server = Server(directory, python=python, profile=None, settings=settings or [])
+            server = Server(directory, storage, python=python, profile=None, settings=settings or [])
             try:
                 report.figures["ready in s, empty database"] = server.seconds_to_ready
-                Bench(server, directory, devices, seconds, patience, report).fill()
+                Bench(server, directory, storage, devices, seconds, patience, report).fill()
                 report.figures["MiB resident after filling"] = server.memory_mib("VmRSS")
                 report.figures["MiB resident at most while filling"] = server.memory_mib("VmHWM")
             finally:
                 server.stop()
             filled.touch()
         console.print("Measuring ...")
-        server = Server(directory, python=python, profile=profile, settings=settings or [])
+        server = Server(directory, storage, python=python, profile=profile, settings=settings or [])
         try:
             report.figures[f"ready in s, {devices:,} devices"] = server.seconds_to_ready
             report.figures["MiB resident when ready"] = server.memory_mib("VmRSS")
-            bench = Bench(server, directory, devices, seconds, patience, report, large)
+            bench = Bench(server, directory, storage, devices, seconds, patience, report, large)
             for name in chosen:
                 MEASUREMENTS[name](bench)
             report.figures["MiB resident after the load"] = server.memory_mib("VmRSS")
