@@ -48,6 +48,7 @@ INSERT INTO tenant_members VALUES ('/alias', 'sal', 'acme', NULL);
 INSERT INTO device_members VALUES ('acme', '/memberOf', 'sg', 'gw', NULL);
 INSERT INTO device_ranges VALUES ('acme', '', 1);
 """
+DATA[4] = DATA[3]
 
 
 def at_version(path: Path, number: int) -> None:
@@ -194,13 +195,37 @@ def test_many_may_migrate_at_once(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused_and_left_untouched(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     at_version(path, LATEST)
-    run_sql(path, f"INSERT INTO schema_version VALUES ({LATEST + 1}, 'later', 'now')")
+    run_sql(path, f"INSERT INTO schema_version (version, name, applied) VALUES ({LATEST + 1}, 'later', 'now')")
     before = everything(path)
     for call in (lambda: open_store(url(path)), lambda: migrate(url(path))):
         with pytest.raises(NewerSchema, match=f"schema {LATEST + 1}, made by a later version") as raised:
             asyncio.run(call())
         assert str(path) in str(raised.value)
         assert everything(path) == before
+
+
+def test_a_newer_schema_that_works_with_this_version_is_used_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    known = load_migrations("sqlite")
+
+    def later(number: int, works_with: int | None) -> Migration:
+        return Migration(number, f"step_{number}", (f"CREATE TABLE later_{number} (x INTEGER)",), None, works_with)
+
+    async def use(*more: Migration) -> None:
+        store = await open_sqlite(str(path), StoreSettings(), (*known, *more))
+        try:
+            await store.write(lambda tx: tx.has_tenants())
+        finally:
+            await store.close()
+
+    asyncio.run(use(later(LATEST + 1, LATEST), later(LATEST + 2, LATEST)))
+    asyncio.run(use())
+    assert asyncio.run(migrate(url(path))) == (LATEST + 2, LATEST + 2)
+    assert query(path, "SELECT max(version) FROM schema_version") == [(LATEST + 2,)]
+    # One step that does not is enough.
+    asyncio.run(use(later(LATEST + 1, LATEST), later(LATEST + 2, LATEST), later(LATEST + 3, None)))
+    with pytest.raises(NewerSchema):
+        asyncio.run(use())
 
 
 async def find_devices(store: Store, tenant_id: str, query: Query) -> tuple[int, list[str]]:

@@ -970,7 +970,7 @@ async def _make_schema(database: Database, migrations: tuple[Migration, ...], *,
         await _check_server(connection, database.name)
         session = _SchemaSession(connection)
         before = await find_version(session, database.name, migrations)
-        if before == migrations[-1].number:
+        if before >= migrations[-1].number:
             return before, before
         if not may_migrate:
             raise OlderSchema(

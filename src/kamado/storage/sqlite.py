@@ -535,7 +535,7 @@ async def _prepare(
             logger.info("schema migrated", extra=fields)
     # From here on nothing waits but `_Session.lock`, in its own way.
     connection.execute("PRAGMA busy_timeout = 0").fetchall()
-    return before, latest
+    return before, max(before, latest)
 
 
 def _prove_writable(connection: sqlite3.Connection, settings: StoreSettings) -> None:
