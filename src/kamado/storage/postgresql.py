@@ -44,7 +44,7 @@ from kamado.storage.sql import (
     StoreSettings,
     Value,
 )
-from kamado.storage.together import DirectSession, Outcome, StatementSession, StepSession, run_together
+from kamado.storage.together import LOCK_NAME, DirectSession, Outcome, StatementSession, StepSession, run_together
 from kamado.store import DeviceKey, Lookups, Searches, Transaction
 
 __all__ = [
@@ -391,6 +391,8 @@ class Executor:
 
     async def execute(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
         """`together.Execute`."""
+        if statement == LOCK_NAME and not self._may_lock:
+            return [[]] * len(rows)
         found = _statements.get(statement, may_lock=self._may_lock)
         if not found.is_select:
             return await self._change(found, rows)
