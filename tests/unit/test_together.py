@@ -25,7 +25,7 @@ class Table:
     async def execute(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
         self.asked.append((statement, [tuple(row) for row in rows]))
         if not is_write(statement):
-            return [[(f"{row[0]}!",)] for row in rows]
+            return [[(str(row[0]) + "!",)] for row in rows]
         results: list[list[Row]] = []
         for (key,) in rows:
             results.append([] if key in self.keys else [()])
