@@ -13,9 +13,8 @@ from tests.postgresql import PostgresqlServer
 from kamado.document import JsonObject, encode
 from kamado.errors import Unavailable
 from kamado.search import Filter, Query, Sort, index_entries, matches, order_key
-from kamado.storage import StoreSettings
+from kamado.storage import StoreSettings, migrate
 from kamado.storage.escape import escape
-from kamado.storage.migrations import load_migrations
 from kamado.storage.postgresql_search import Connection, PostgresqlSearches
 from kamado.store import Searches
 
@@ -79,10 +78,8 @@ def run_with(
     url = server.create_database()
 
     async def run() -> None:
+        await migrate(url)
         async with asyncpg.create_pool(url, min_size=1, max_size=4, reset=leave) as pool:
-            for migration in load_migrations("postgresql"):
-                for statement in migration.statements:
-                    await pool.execute(statement)
             registry = Registry(pool, settings or StoreSettings())
             await test(registry)
             await registry.searches.close()
