@@ -7,7 +7,6 @@ connections they have, and one that has more than another lets that one go first
 
 import asyncio
 import contextlib
-import errno
 import logging
 import mmap
 import os
@@ -27,7 +26,7 @@ ABSENT: Final = -1
 _COURTESY: Final = 0.02
 """Seconds that another process with fewer connections has to take one; it may be busy, or hang."""
 _TROUBLE: Final = 1.0
-"""Seconds until connections are taken again after the system refused one: too many open files, say."""
+"""Seconds until connections are taken again after the system refused one."""
 _NUMBER: Final = 4
 """Bytes of a count. It has one writer, and a wrong one would only spoil the balance for a moment: so no lock."""
 
@@ -194,8 +193,7 @@ class SharedListener:
             # Another process was faster, or the peer has gone.
             return
         except OSError as error:
-            if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                raise
+            # Too many open files, no memory; the connection stays where it is, so the loop would call again at once.
             _log.warning("no connection can be taken now", extra={"error": error.strerror})
             self._rest(_TROUBLE)
             return

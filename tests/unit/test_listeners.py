@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -146,6 +147,37 @@ def test_who_would_be_next_but_hangs_is_not_waited_for_long(counts: memoryview) 
             writer.close()
 
     serve(use)
+
+
+def test_one_that_has_too_many_open_files_goes_on_later(
+    counts: memoryview, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refused(socket.socket):
+        refusals = 2
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    async def main() -> None:
+        (bound,) = await bind("127.0.0.1", 0)
+        share = Share(counts, 0)
+        listening = Refused(fileno=bound.detach())
+        listener = SharedListener(
+            listening, share, lambda: Greeter(b"a", share), context=None, handshake_timeout=1.0, shutdown_timeout=1.0
+        )
+        name, writer = await greet(listening.getsockname()[1])
+        assert name == b"a"
+        writer.close()
+        await until(lambda: counts[0] == 0)
+        listener.close()
+        await listener.wait_closed()
+
+    monkeypatch.setattr("kamado.listeners._TROUBLE", 0.05)
+    asyncio.run(main())
+    assert [record.message for record in caplog.records] == ["no connection can be taken now"] * 2
 
 
 def test_a_handshake_that_fails_is_counted_out(counts: memoryview) -> None:
