@@ -34,9 +34,12 @@ def registry(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
-    """What `make serve` starts, for the page of documentation that a module names as `PAGE`."""
-    example = Example(tmp_path_factory.mktemp(request.module.PAGE.stem))
+def example(
+    request: pytest.FixtureRequest, databases: Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Example]:
+    """What `make serve` starts, for the page of documentation that a module names as `PAGE`; on each database."""
+    directory = tmp_path_factory.mktemp(request.module.PAGE.stem)
+    example = Example(directory, databases.create(directory / "var" / "guide"))
     example.start()
     try:
         yield example

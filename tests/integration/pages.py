@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.integration.registry import Registry
 
@@ -69,10 +70,19 @@ class Example:
 
     Args:
         directory: Stands for the project's directory.
+        url: The database, if it is not the file that the example's configuration names.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, url: str) -> None:
         self.directory = directory
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
+        self.database = str(directory / "var" / "guide" / "kamado.db")
+        """As the start-up lines show it."""
+        if not url.startswith("sqlite:"):
+            password = urlsplit(url).password
+            assert password
+            self.database = url.replace(password, "***")
+            self._environment |= {"KAMADO_STORAGE__URL": url, "KAMADO_AUTH__FIRST_LOGIN_DIR": f"{directory}/var/guide"}
         shutil.copytree(PROJECT / "examples", directory / "examples")
         self._exports = ""
         serve = self._make_serve_lines()
@@ -82,6 +92,7 @@ class Example:
             directory / "process",
             {"http.insecure.port": "0", "amqp.insecure.port": "0", "health.port": "0"},
             only_settings=True,
+            environment=self._environment,
         )
         self.registry.config_file = directory / "examples" / "guide" / "kamado.toml"
         self.registry.data_dir = directory / "var" / "guide"
@@ -110,7 +121,7 @@ class Example:
         """Run the commands of a step in a shell and return what they print; variables live on."""
         script = self._own(self._exports + step.commands)
         self._exports += "".join(f"{line}\n" for line in step.commands.splitlines() if line.startswith("export "))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
+        environment = dict(self._environment)
         if self.registry.addresses:
             environment["KAMADO_ASK_URL"] = self.registry.addresses["amqp"]
         result = subprocess.run(

@@ -215,6 +215,8 @@ class Registry:
                     f"{listener}.tls.key_file": str(files.key_file),
                 }
             self.settings["amqp.tls.client_ca_file"] = str(files.client_ca_file)
+        if url is not None and not url.startswith("sqlite:"):
+            self.settings["auth.first_login_dir"] = str(self.data_dir)
         self.settings = dict(settings or {}) if only_settings else self.settings | dict(settings or {})
         self.arguments = list(arguments)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}

@@ -1,24 +1,13 @@
 """The walk of the README, command by command, and what `make serve` promises around it."""
 
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.databases import Databases
 from tests.integration.pages import PROJECT, Example, Step, assert_shown, read_steps
 
 PAGE = PROJECT / "README.md"
-
-
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
-    example = Example(tmp_path_factory.mktemp("readme"))
-    example.start()
-    try:
-        yield example
-        example.registry.stop()
-    finally:
-        example.registry.kill()
 
 
 @pytest.mark.parametrize("step", read_steps(PAGE), ids=lambda step: f"line-{step.line}")
@@ -31,14 +20,14 @@ def test_start_up_lines_say_what_runs_where(example: Example) -> None:
     for address in example.registry.addresses.values():
         assert address in text
     assert str(example.registry.credentials_file) in text
-    assert str(example.registry.data_dir / "kamado.db") in text
+    assert example.database in text
     assert "kamado ask tenant DEFAULT_TENANT --config" in text
     assert example.registry.password not in text
 
 
-def test_example_data(tmp_path: Path) -> None:
+def test_example_data(databases: Databases, tmp_path: Path) -> None:
     """Issue 3, item 8: what is there after the first start, and that the second one goes on with it."""
-    example = Example(tmp_path)
+    example = Example(tmp_path, databases.create(tmp_path / "var" / "guide"))
     example.start()
     registry = example.registry
     try:
