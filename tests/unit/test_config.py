@@ -661,3 +661,11 @@ def test_processors_that_may_be_used(
 def test_processors_where_there_are_no_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     assert usable_processors(tmp_path, tmp_path / "none") == 2
+
+
+def test_searches_that_would_have_no_connection_are_told_of(tmp_path: Path) -> None:
+    url = "storage.url=postgresql://kamado@127.0.0.1/kamado"
+    assert not loaded(tmp_path, "", url, "search.workers=4").warnings
+    (warning,) = loaded(tmp_path, "", url, "search.workers=5").warnings
+    assert warning.startswith("search.workers: with storage.pool_max=15 only 4 searches")
+    assert not loaded(tmp_path, "", "search.workers=5").warnings

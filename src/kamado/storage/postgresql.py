@@ -19,7 +19,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final, TypeAlias, TypeVar, cast
@@ -76,6 +76,8 @@ _SETTINGS: Final = {
 _LOOK_UPS_AT_ONCE: Final = 2
 _WRITES_AT_ONCE: Final = 2
 _READS_AT_ONCE: Final = 2
+_CONNECTIONS: Final = _LOOK_UPS_AT_ONCE + _WRITES_AT_ONCE + _READS_AT_ONCE + 1
+"""Connections that are used at once, those of searches left out; the last one is for pings."""
 _MAX_JOINED: Final = 256
 """Look-ups of one query."""
 _MAX_GROUP: Final = 128
@@ -871,7 +873,9 @@ class PostgresqlStore:
             writes=False,
             at_once=_READS_AT_ONCE,
         )
-        self._searches = PostgresqlSearches(database.connection, settings)
+        # Whoever gets its turn finds a connection: waiting for one would look as if the database were away.
+        searches = min(settings.search_workers, (settings.pool_max - _CONNECTIONS) // 2)
+        self._searches = PostgresqlSearches(database.connection, replace(settings, search_workers=searches))
         self._look_ups = [_LookUps(database, settings)]
         session: StatementSession = self._look_ups[0]
         if replica is not None:
