@@ -17,7 +17,7 @@ import contextlib
 import logging
 import random
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -49,6 +49,7 @@ from kamado.store import DeviceKey, Lookups, Searches, Transaction
 
 __all__ = [
     "Database",
+    "FairQueue",
     "PostgresqlConnections",
     "PostgresqlStore",
     "migrate_postgresql",
@@ -482,31 +483,35 @@ class _Lanes:
 # Look-ups
 
 
-class _FairQueue:
-    """What waits, by turns for each tenant."""
+_Waiting = tuple[Sequence[Value], "asyncio.Future[Sequence[Row]]"]
+"""A look-up's parameters, and who waits for its rows."""
+
+
+class FairQueue:
+    """Look-ups that wait, by turns for each tenant, their first parameter."""
 
     def __init__(self) -> None:
-        self._tenants: dict[Value, deque[tuple[Sequence[Value], asyncio.Future[Sequence[Row]]]]] = {}
+        self._tenants: OrderedDict[Value, deque[_Waiting]] = OrderedDict()
 
-    def add(self, parameters: Sequence[Value], future: "asyncio.Future[Sequence[Row]]") -> None:
-        tenant = parameters[0] if parameters else None
+    def add(self, look_up: _Waiting) -> None:
+        """Add one; it is the last of its tenant."""
+        tenant = look_up[0][0] if look_up[0] else None
         waiting = self._tenants.get(tenant)
         if waiting is None:
             waiting = self._tenants[tenant] = deque()
-        waiting.append((parameters, future))
+        waiting.append(look_up)
 
-    def take(self, number: int) -> "list[tuple[Sequence[Value], asyncio.Future[Sequence[Row]]]]":
-        taken: list[tuple[Sequence[Value], asyncio.Future[Sequence[Row]]]] = []
-        while self._tenants and len(taken) < number:
-            for tenant, waiting in list(self._tenants.items()):
-                taken.append(waiting.popleft())
-                if not waiting:
-                    del self._tenants[tenant]
-                if len(taken) == number:
-                    # Whoever has had a turn is last the next time.
-                    if waiting:
-                        self._tenants[tenant] = self._tenants.pop(tenant)
-                    break
+    def take(self, number: int) -> list[_Waiting]:
+        """Take so many, or all."""
+        taken: list[_Waiting] = []
+        tenants = self._tenants
+        while tenants and len(taken) < number:
+            tenant, waiting = next(iter(tenants.items()))
+            taken.append(waiting.popleft())
+            if waiting:
+                tenants.move_to_end(tenant)
+            else:
+                del tenants[tenant]
         return taken
 
     def __bool__(self) -> bool:
@@ -519,7 +524,7 @@ class _LookUps(StatementSession):
     def __init__(self, database: Database, settings: StoreSettings) -> None:
         self._database = database
         self._settings = settings
-        self._queues: dict[str, _FairQueue] = {}
+        self._queues: dict[str, FairQueue] = {}
         self._waiting = 0
         self._lanes = _Lanes(self._serve, _LOOK_UPS_AT_ONCE)
         self._loop = asyncio.get_running_loop()
@@ -536,8 +541,8 @@ class _LookUps(StatementSession):
         future: asyncio.Future[Sequence[Row]] = self._loop.create_future()
         queue = self._queues.get(statement)
         if queue is None:
-            queue = self._queues[statement] = _FairQueue()
-        queue.add(parameters, future)
+            queue = self._queues[statement] = FairQueue()
+        queue.add((parameters, future))
         self._waiting += 1
         self._lanes.call()
         return (await future,)
@@ -555,7 +560,7 @@ class _LookUps(StatementSession):
             if waiting:
                 await self._run(statement, waiting)
 
-    async def _run(self, statement: str, batch: "list[tuple[Sequence[Value], asyncio.Future[Sequence[Row]]]]") -> None:
+    async def _run(self, statement: str, batch: list[_Waiting]) -> None:
         try:
             found = await self._read(statement, [parameters for parameters, _ in batch])
         except Unavailable as error:
@@ -568,6 +573,10 @@ class _LookUps(StatementSession):
             for _, future in batch:
                 if not future.done():
                     future.set_exception(Unavailable(str(error)))
+        except Exception as error:  # a mistake of ours, which must not keep anybody waiting
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
         else:
             for (_, future), rows in zip(batch, found, strict=True):
                 if not future.done():
@@ -670,8 +679,11 @@ class Transactions:
             devices = {job.device for job in group if job.device is not None}
             self._busy |= devices
             started = time.perf_counter()
+            jobs = [job for job in group if not job.future.done()]
             try:
-                outcomes = await self._run_group([job for job in group if not job.future.done()])
+                outcomes = await self._run_group(jobs)
+            except Exception as error:  # a mistake of ours, which must not keep anybody waiting
+                outcomes = [(job, Outcome(error=error)) for job in jobs]
             finally:
                 self._busy -= devices
                 self.waiting -= len(group)
