@@ -212,8 +212,14 @@ def _own_command() -> str:
 
 
 def _own_options(config: Path | None, assignments: list[str] | None) -> list[str]:
+    """The options of this run, to be shown; a password in a URL is left out."""
+    from kamado.storage import shown_url
+
     words = [] if config is None else ["--config", str(config)]
     for assignment in assignments or ():
+        key, _, value = assignment.partition("=")
+        if key.strip() in {"storage.url", "storage.read_url"} and "@" in value:
+            assignment = f"{key}={shown_url(value)}"
         words += ["--set", assignment]
     return words
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from tests.integration.certificates import Authority
@@ -260,6 +261,10 @@ def test_lost_login_of_the_adapters_can_be_made_anew(new_registry: NewRegistry) 
     result = registry.run(*arguments, expect_status=CONFIGURATION)
     (hint,) = re.findall(r"make a new password: (\(umask 077; .*\))\.", result.stderr)
     assert f"identity passwd adapter --config {registry.config_file} --set " in hint
+    password = urlsplit(registry.settings["storage.url"]).password
+    if password is not None:
+        assert password not in result.stderr
+        hint = hint.replace("***", password)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(["sh", "-c", hint], env=registry.environment | {"PATH": path}, timeout=60, check=True)
     assert stat.S_IMODE(registry.credentials_file.stat().st_mode) == 0o600

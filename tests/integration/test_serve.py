@@ -145,6 +145,15 @@ def test_what_to_type_next_works_with_a_port_that_the_system_chose(new_registry:
     assert kamado(*arguments, cwd=registry.directory).stdout.startswith("200 OK")
 
 
+def test_what_to_type_next_does_not_tell_the_password_of_the_database(new_registry: NewRegistry) -> None:
+    """Configuration 1.3, `storage.url`: the secret part is redacted."""
+    registry = new_registry({"log.format": "text"})
+    text = registry.log.read_text()
+    assert " ask tenant " in text
+    password = urlsplit(registry.settings["storage.url"]).password
+    assert password is None or password not in text
+
+
 def test_open_files_are_raised_to_what_the_system_allows(new_registry: NewRegistry) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     registry = new_registry({"amqp.max_connections": "10"}, start=False)
