@@ -5,15 +5,18 @@
  * C connections, checks status and correlation of each reply, and costs well under two microseconds a request, so that
  * it is not what is measured. One thread, epoll.
  *
- *   amqp_load HOST PORT USER PASSWORD TARGET KIND FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS
+ *   amqp_load HOST PORT USER PASSWORD TARGET KIND FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS [RATE]
  *
  * KIND is `device` (each line of FILE is sent as application property device_id, subject assert), `body` (each line
  * is the body, subject get), or a subject of the Device Connection API: each line is then the device_id, for
  * set-... followed by a tab and the gateway_id or adapter_instance_id, for get-cmd-... by a tab and the body. SECONDS 0 sends each line once. Prints `start` when it begins to count, then a JSON
- * object.
+ * object. With RATE so many requests a second are offered, whether or not replies come, up to IN_FLIGHT on each
+ * connection; a reply's time counts from when its request was due.
  */
 
 #include "load.h"
+
+#include <sys/timerfd.h>
 
 #define INPUT_SIZE (1 << 20)
 #define MAX_IN_FLIGHT 4096
@@ -45,6 +48,7 @@ static bool once, counting, draining;
 static size_t next_line;
 static uint64_t *per_connection;
 static uint64_t total_in_flight;
+static uint64_t interval, next_due; /* ns between two requests that are offered, 0 for as many as there can be */
 
 /* --- writing --- */
 
@@ -449,8 +453,10 @@ static void fill(connection_t *c) {
             break;
         }
         if (!now) now = now_ns();
+        if (interval && next_due > now) break;
         uint32_t slot = c->free_slots[--c->free_count];
-        c->started[slot] = now;
+        c->started[slot] = interval ? next_due : now;
+        next_due += interval;
         c->slot_of[slot] = c->sent;
         put_request(c, lines[next_line++ % line_count], slot);
         c->sent++;
@@ -515,8 +521,8 @@ static void read_in(connection_t *c) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 12)
-        die("usage: amqp_load HOST PORT USER PASSWORD TARGET KIND FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS");
+    if (argc != 12 && argc != 13)
+        die("usage: amqp_load HOST PORT USER PASSWORD TARGET KIND FILE CONNECTIONS IN_FLIGHT WARM_UP SECONDS [RATE]");
     target = argv[5];
     bool is_body = !strcmp(argv[6], "body");
     by_device = !is_body;
@@ -529,6 +535,7 @@ int main(int argc, char **argv) {
     in_flight_goal = atoi(argv[9]);
     double warm_up = atof(argv[10]), seconds = atof(argv[11]);
     once = seconds == 0;
+    if (argc == 13) interval = (uint64_t)(1e9 / atof(argv[12]));
     for (size_t i = 0; by_device && !has_body && i < line_count; i++)
         if (lines[i].length > 200) die("a device id is too long for this client");
     if (connection_count < 1 || in_flight_goal < 1 || in_flight_goal > MAX_IN_FLIGHT) die("bad numbers");
@@ -543,6 +550,16 @@ int main(int argc, char **argv) {
         epoll_ctl(poll, EPOLL_CTL_ADD, connections[i].fd, &event);
     }
 
+    int timer = -1;
+    if (interval) {
+        timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+        struct timespec period = {.tv_sec = (time_t)(interval / 1000000000), .tv_nsec = (long)(interval % 1000000000)};
+        struct itimerspec spec = {.it_interval = period, .it_value = period};
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+        if (timer < 0 || timerfd_settime(timer, 0, &spec, NULL) || epoll_ctl(poll, EPOLL_CTL_ADD, timer, &event))
+            die("no timer");
+        next_due = now_ns();
+    }
     uint64_t start = now_ns(), begin = start + (uint64_t)(warm_up * 1e9);
     uint64_t stop = once ? UINT64_MAX : begin + (uint64_t)(seconds * 1e9), stopped = 0;
     double processor = 0;
@@ -562,6 +579,18 @@ int main(int argc, char **argv) {
         if (ready == 0) die("no reply within five seconds");
         for (int i = 0; i < ready; i++) {
             connection_t *c = events[i].data.ptr;
+            if (!c) { /* the timer: whoever is next sends what is due */
+                static int turn;
+                uint64_t expired;
+                if (read(timer, &expired, sizeof expired) > 0)
+                    for (int j = 0; j < connection_count; j++) {
+                        connection_t *next = &connections[turn++ % connection_count];
+                        fill(next);
+                        write_out(next, poll);
+                        if (next_due > now_ns()) break;
+                    }
+                continue;
+            }
             if (events[i].events & EPOLLIN) read_in(c);
             fill(c);
             write_out(c, poll);

@@ -309,6 +309,7 @@ class Bench:
         expect: str = "200",
         *,
         once: bool = False,
+        offered: int | None = None,
     ) -> Result:
         path = self.file("amqp.lines", lines)
         connections, in_flight = shape
@@ -317,8 +318,9 @@ class Bench:
             *(str(CLIENTS / "amqp_load"), "127.0.0.1", str(server.amqp_port), server.username, server.password),
             *(target, kind, path, str(connections), str(in_flight)),
             *(("0", "0") if once else ("0.5", str(self.seconds))),
+            *(() if offered is None else (str(offered),)),
         ]
-        shape_text = f"{connections} × {in_flight} in flight"
+        shape_text = f"{connections} × {in_flight} in flight" if offered is None else f"{offered:,}/s offered"
         deadline = time.monotonic() + self.patience
         await_quiet(self.patience)
         result = measure(server, name, shape_text, command, expect)
@@ -397,6 +399,14 @@ class Bench:
     def credentials(self) -> None:
         lines = [json.dumps({"type": "hashed-password", "auth-id": f"sensor-{id_}"}) for id_ in self.device_ids()]
         self.look_ups("credentials get", f"credentials/{TENANT}", "body", self.shuffled(lines))
+
+    def offered(self) -> None:
+        """Look-ups as they come from a fleet: so many a second, whether or not the last one was answered."""
+        lines = self.shuffled(self.device_ids())
+        for rate in (100, 1000, 5000):
+            result = self.amqp("assert", f"registration/{TENANT}", "device", lines, (10, 1000), offered=rate)
+            goal = rate == 1000
+            self.add(result, goal="p99 < 10 ms" if goal else "", met=result.p99_ms < 10 if goal else None)
 
     def unknown(self) -> None:
         """Look-ups that find nothing, as an attacker or a misconfigured fleet sends them."""
@@ -538,6 +548,7 @@ MEASUREMENTS = {
     "tenant-dn": Bench.tenant_dn,
     "assert": Bench.assertion,
     "credentials": Bench.credentials,
+    "offered": Bench.offered,
     "unknown": Bench.unknown,
     "provisioning": Bench.provisioning,
     "create": Bench.create,
