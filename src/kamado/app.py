@@ -103,6 +103,7 @@ SPARE_FILES = 100
 COUNT_INTERVAL = 30.0
 """Seconds for which a count of tenants and devices is good enough for a metric."""
 COUNT_TIMEOUT = 1.0
+LOAD_PAUSE = 0.5
 LAG_INTERVAL = 0.5
 """Seconds between two looks at how late the event loop is."""
 
@@ -455,6 +456,8 @@ class Process:
         server = HttpServer(health)
         # The last to go: probes see 503 until the end (configuration 3.3).
         stack.push_async_callback(server.stop, 1.0)
+        watching = asyncio.get_running_loop().create_task(health.watch())
+        stack.callback(watching.cancel)
         await self._listen_one("health", config.health.bind, config.health.port, None, server)
         return health
 
@@ -799,8 +802,19 @@ class Process:
     async def _load_first_data(self, store: Store, passwords: PasswordHasher, rules: CredentialRules) -> None:
         """Load what `startup.load` names, while there is no tenant at all."""
         paths = self._config.startup.load
-        if not paths or await store.read(lambda transaction: transaction.has_tenants()):
-            return
+        end = time.monotonic() + self._config.startup.deadline
+        while paths and not await store.read(lambda transaction: transaction.has_tenants()):
+            try:
+                await self._load(paths, store, passwords, rules)
+            except Unavailable:
+                # Perhaps another start is at it: what it loads is kept for it until it is done.
+                if time.monotonic() + LOAD_PAUSE > end:
+                    raise
+                await asyncio.sleep(LOAD_PAUSE)
+
+    async def _load(
+        self, paths: Sequence[Path], store: Store, passwords: PasswordHasher, rules: CredentialRules
+    ) -> None:
         # Not on the way to the first answer of every other start.
         from kamado import load
 
@@ -808,6 +822,8 @@ class Process:
             plan = load.read_files(paths, rules=rules, now=now_utc())
             counts = await load.apply(plan, store, passwords, LOCAL_OPERATOR, now_utc)
         except load.LoadErrors as error:
+            if await store.read(lambda transaction: transaction.has_tenants()):
+                return  # another start was faster
             for problem in error.problems:
                 logger.error("startup.load", extra={"problem": str(problem)})
             raise StartFailed("startup.load: the files have errors, nothing was loaded", EXIT_CONFIGURATION) from error

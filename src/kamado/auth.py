@@ -632,6 +632,7 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
         if await store.read(lambda transaction: transaction.has_had_identities()):
             return None
         path = directory / CREDENTIALS_FILE
+        is_new = not path.exists()
         name, password = await asyncio.to_thread(_read_or_make_login, path)
         try:
             await add_identity(
@@ -646,6 +647,11 @@ async def ensure_first_identity(store: Store, passwords: PasswordHasher, directo
             )
         except BadRequest as error:
             raise _no_login(path) from error
+        except Conflict:
+            # A start on another machine was faster: its file has the password.
+            if is_new:
+                path.unlink()
+            return None
         return path
     finally:
         os.close(turn)

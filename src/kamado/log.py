@@ -169,6 +169,8 @@ def configure(
     # The HTTP client under the provisioning hook tells of each request, and of each of its steps at level debug.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # The driver of PostgreSQL tells, with a traceback, of each connection that its pool could not make anew.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
     for name, own in levels.items():
         logging.getLogger(name).setLevel(own.upper())
     logging.captureWarnings(capture=True)

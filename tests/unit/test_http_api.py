@@ -550,12 +550,20 @@ def test_upgrades_are_ignored_and_bodies_are_not(size: int, body: bytes) -> None
 # Health
 
 
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if await check():
+                return
+            await asyncio.sleep(0.001)
+
+
 def test_readiness_depends_on_start_draining_and_database_liveness_does_not() -> None:
     """Configuration 3.1; settled: liveness never depends on the database."""
 
     async def main() -> None:
         health = Health(ping_timeout=0.05, ping_interval=0)
-        pings: list[Callable[[], Awaitable[None]]] = []
+        watching = asyncio.get_running_loop().create_task(health.watch())
 
         async def down() -> None:
             raise Unavailable("the database file is gone")
@@ -563,11 +571,16 @@ def test_readiness_depends_on_start_draining_and_database_liveness_does_not() ->
         async def hangs() -> None:
             await asyncio.Event().wait()
 
-        async def up() -> None:
-            pings.append(up)
+        async def up() -> None: ...
 
         async def statuses() -> dict[str, int]:
             return {path: (await call(health, "GET", path)).status for path in ("/liveness", "/readiness", "/started")}
+
+        async def is_ready() -> bool:
+            return (await statuses())["/readiness"] == 200
+
+        async def is_not_ready() -> bool:
+            return not await is_ready()
 
         assert await statuses() == {"/liveness": 200, "/readiness": 503, "/started": 503}
         health.is_started = True
@@ -575,18 +588,47 @@ def test_readiness_depends_on_start_draining_and_database_liveness_does_not() ->
         assert await statuses() == {"/liveness": 200, "/readiness": 200, "/started": 200}
         for broken in (down, hangs):
             health.ping = broken
+            await eventually(is_not_ready)
             assert await statuses() == {"/liveness": 200, "/readiness": 503, "/started": 200}
-        report = json.loads((await call(health, "GET", "/")).body)
-        assert (report["status"], report["outcome"]) == ("DOWN", "DOWN")
-        assert {check["id"]: check["status"] for check in report["checks"]} == {
-            "event-loop": "UP",
-            "start": "UP",
-            "serving": "UP",
-            "database": "DOWN",
-        }
-        health.ping = up
+            report = json.loads((await call(health, "GET", "/")).body)
+            assert (report["status"], report["outcome"]) == ("DOWN", "DOWN")
+            assert {check["id"]: check["status"] for check in report["checks"]} == {
+                "event-loop": "UP",
+                "start": "UP",
+                "serving": "UP",
+                "database": "DOWN",
+            }
+            health.ping = up
+            await eventually(is_ready)
         health.is_draining = True
         assert await statuses() == {"/liveness": 200, "/readiness": 503, "/started": 200}
+        watching.cancel()
+
+    asyncio.run(main())
+
+
+def test_three_failed_pings_in_a_row_and_no_fewer_make_it_unready() -> None:
+    """Configuration 3.1."""
+
+    async def main() -> None:
+        answers = [False, False, True, False, False, False]
+        seen: list[int] = []
+        health = Health(ping_interval=0)
+        done = asyncio.Event()
+
+        async def ping() -> None:
+            seen.append((await call(health, "GET", "/readiness")).status)
+            if not answers:
+                done.set()
+            elif not answers.pop(0):
+                raise Unavailable("no")
+
+        health.is_started = True
+        health.ping = ping
+        watching = asyncio.get_running_loop().create_task(health.watch())
+        await done.wait()
+        watching.cancel()
+        assert seen[:7] == [200, 200, 200, 200, 200, 200, 503]
 
     asyncio.run(main())
 
@@ -601,9 +643,11 @@ def test_probes_cannot_keep_the_database_busy() -> None:
 
         health.is_started = True
         health.ping = ping
+        watching = asyncio.get_running_loop().create_task(health.watch())
         async with asyncio.TaskGroup() as group:
             for _ in range(20):
                 group.create_task(call(health, "GET", "/readiness"))
+        watching.cancel()
         assert len(pings) == 1
 
     asyncio.run(main())

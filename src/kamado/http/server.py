@@ -39,6 +39,8 @@ _MAX_PIPELINED: Final = 1000
 """Requests that may wait for their turn on one connection."""
 _MAX_OVERHEAD: Final = 1024 * 1024
 """Bytes of a request that are no body: head, chunk sizes, trailers. The smallest chunks take five for one."""
+_MAX_FAILED_PINGS: Final = 3
+"""Times in a row that the database has not answered when the registry is no longer ready (configuration 3.1)."""
 _CLOSE_TIMEOUT: Final = 5.0
 """Seconds for a peer to take what is written before a connection is cut off."""
 
@@ -441,14 +443,14 @@ class Health:
     """The health checks (configuration 3.1), an application for a listener of its own.
 
     `/started` is up once `is_started` is set, `/readiness` while it is also not draining, `find_problem` finds none and
-    the database answers,
-    `/liveness` as long as the event loop turns; `/` is all of them.
+    the database has not failed to answer three times in a row, `/liveness` as long as the event loop turns; `/` is all
+    of them.
 
     Metrics are served beside them, if there are any.
 
     Args:
         ping_timeout: Seconds for the database to answer.
-        ping_interval: Seconds for which an answer counts, so that nobody can keep the database busy with probes.
+        ping_interval: Seconds from one question to the next.
         metrics: Makes the page of metrics, told whether the registry is ready.
         metrics_type: Content type of that page.
         metrics_paths: Where it is.
@@ -458,7 +460,7 @@ class Health:
         self,
         *,
         ping_timeout: float = 1.0,
-        ping_interval: float = 1.0,
+        ping_interval: float = 2.0,
         metrics: Callable[[bool], Awaitable[bytes]] | None = None,
         metrics_type: bytes = b"text/plain",
         metrics_paths: frozenset[str] = frozenset(),
@@ -474,8 +476,8 @@ class Health:
         self._metrics_paths = frozenset[str]() if metrics is None else metrics_paths
         self._ping_timeout = ping_timeout
         self._ping_interval = ping_interval
-        self._turn = asyncio.Lock()
-        self._database: tuple[float, str | None] | None = None
+        self._failed_pings = 0
+        self._database_problem: str | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer a probe."""
@@ -485,7 +487,7 @@ class Health:
         elif scope["method"] not in {"GET", "HEAD"}:
             await respond(send, 405, encode_error("only GET is supported"), ((b"allow", b"GET, HEAD"),))
         elif self._metrics is not None and path in self._metrics_paths:
-            is_ready = self.is_started and self._find_problem() is None and await self._ask_database() is None
+            is_ready = self.is_started and self._find_problem() is None and self._find_database_problem() is None
             await respond(send, 200, await self._metrics(is_ready), content_type=self._metrics_type)
         else:
             checks: list[JsonObject] = []
@@ -495,7 +497,7 @@ class Health:
                 checks.append(_check("start", None if self.is_started else "not started yet"))
             if path in {"/", "/readiness"}:
                 checks.append(_check("serving", self._find_problem()))
-                checks.append(_check("database", await self._ask_database()))
+                checks.append(_check("database", self._find_database_problem()))
             status = "UP" if all(check["status"] == "UP" for check in checks) else "DOWN"
             body = encode({"status": status, "outcome": status, "checks": checks})
             await respond(send, 200 if status == "UP" else 503, body)
@@ -503,20 +505,25 @@ class Health:
     def _find_problem(self) -> str | None:
         return "draining" if self.is_draining else self.find_problem()
 
-    async def _ask_database(self) -> str | None:
-        """Return what is wrong with the database."""
-        loop = asyncio.get_running_loop()
-        async with self._turn:
-            if self._database is None or loop.time() - self._database[0] >= self._ping_interval:
-                self._database = loop.time(), await self._ping()
-            return self._database[1]
-
-    async def _ping(self) -> str | None:
+    def _find_database_problem(self) -> str | None:
         if self.ping is None:
             return "not open"
+        return self._database_problem if self._failed_pings >= _MAX_FAILED_PINGS else None
+
+    async def watch(self) -> None:
+        """Ask the database again and again, so that probes need not."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + self._ping_interval
+            if self.ping is not None:
+                self._database_problem = await self._ping(self.ping)
+                self._failed_pings = 0 if self._database_problem is None else self._failed_pings + 1
+            await asyncio.sleep(max(0.0, due - loop.time()))
+
+    async def _ping(self, ping: Callable[[], Awaitable[None]]) -> str | None:
         try:
             async with asyncio.timeout(self._ping_timeout):
-                await self.ping()
+                await ping()
         except TimeoutError:
             return "no answer in time"
         except Unavailable as error:

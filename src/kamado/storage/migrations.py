@@ -120,7 +120,7 @@ async def find_version(
     if not tables:
         return 0
     if "schema_version" not in tables or marker not in tables:
-        raise UnusableFile(f"{database} holds tables of another program; name a file of its own for Kamado")
+        raise UnusableFile(f"{database} holds tables of another program; name a database of its own for Kamado")
     row = await session.one(FIND_VERSION)
     version = 0 if row is None or row[0] is None else int(row[0])
     if version > migrations[-1].number and not await _works_with_older(session, version, migrations[-1].number):

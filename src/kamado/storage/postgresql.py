@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final, TypeAlias, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
@@ -88,6 +89,10 @@ _BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MAX_TRIES: Final = 6
 _PROBE_INTERVALS: Final = (0.1, 0.2, 0.5)
 """Seconds between two tries to reach a database that is away; the last one for all that follow."""
+_NEXT_HOST: Final = 0.25
+"""Seconds after which the next of several hosts is tried, too."""
+_SPARE_PAUSE: Final = 0.05
+"""Seconds between two tries to get a connection from a database that has none to spare."""
 _CONNECT_PAUSES: Final = (0.2, 5.0)
 """The first and the longest pause between two tries at the start, seconds."""
 _STATUS_TIME: Final = 3.0
@@ -112,6 +117,9 @@ class _Cause(Enum):
 _CLASHES: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
+    # Long before a statement has had its time: what waits for a lock is told from a database that is slow, and a
+    # deadlock is undone, which the database itself notices no sooner than after a second.
+    asyncpg.LockNotAvailableError,
     # Whatever a use case relies on is there when it looks; if not at the end, somebody else was faster.
     asyncpg.ForeignKeyViolationError,
     asyncpg.UniqueViolationError,
@@ -131,10 +139,17 @@ _LOSSES: Final = (
     # A primary that was demoted: the next connection leads to the new one.
     asyncpg.ReadOnlySQLTransactionError,
 )
+_PASSING: Final = (
+    *_LOSSES,
+    *_CLASHES,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+)
+"""What may be over in a moment, and so is waited for at the start."""
 _DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 _MESSAGES: Final = (
     (asyncpg.QueryCanceledError, _SLOW),
-    (asyncpg.LockNotAvailableError, _SLOW),
+    (asyncpg.LockNotAvailableError, "somebody else keeps what is asked for locked"),
     (TimeoutError, _SLOW),
     (asyncpg.DiskFullError, "the database cannot grow: the disk is full"),
     (asyncpg.TooManyConnectionsError, "the database has no connection to spare"),
@@ -154,6 +169,8 @@ _PARTS: Final = (
 
 
 def _cause_of(error: BaseException) -> _Cause:
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return _Cause.OTHER  # for the driver one of those that the connection is lost with
     for kinds, cause in ((_CLASHES, _Cause.CLASH), (_PARTS, _Cause.PART), (_LOSSES, _Cause.LOST)):
         if isinstance(error, kinds):
             return cause
@@ -174,6 +191,26 @@ class _Failed(Unavailable):
     def __init__(self, error: BaseException) -> None:
         super().__init__(_say(error))
         self.cause = _cause_of(error)
+        self.is_locked = isinstance(error, asyncpg.LockNotAvailableError)
+
+
+def _split_hosts(url: str) -> list[str]:
+    """Return a URL for each host of one."""
+    parts = urlsplit(url)
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=f"{userinfo}{at}{host}")) for host in hosts.split(",")]
+
+
+def _give_up(task: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
+    """Close a connection that came too late."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
+
+
+def _drop(connection: Connection) -> None:
+    # One that is closed has gone back to the pool by itself, and lets nobody call it any more.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _keep(connection: Connection) -> None:
@@ -186,11 +223,16 @@ class Database:
     Args:
         url: See `open_store`.
         settings: See there.
-        size: How many connections there may be; at least how many.
+        min_size: How many connections there are at least.
+        max_size: How many there may be.
+        target: What a server must be if there are several and the URL does not say: `target_session_attrs`.
     """
 
-    def __init__(self, url: str, settings: StoreSettings, *, min_size: int, max_size: int) -> None:
-        self._url = url
+    def __init__(
+        self, url: str, settings: StoreSettings, *, min_size: int, max_size: int, target: str = "read-write"
+    ) -> None:
+        self._urls = _split_hosts(url)
+        self._target = target
         self.name = shown_url(url)
         self._settings = settings
         self._min_size = min_size
@@ -200,15 +242,63 @@ class Database:
         self._is_closed = False
         self._logged = ("", 0.0)
 
-    async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
-        """Make a connection outside of the pool."""
-        connection = await asyncpg.connect(self._url, timeout=self._settings.acquire_timeout)
-        await self._prepare(connection)
+    async def connect(self, patience: float | None = None) -> "asyncpg.Connection[asyncpg.Record]":
+        """Make a connection outside of the pool.
+
+        Args:
+            patience: Seconds; `storage.acquire_timeout` if omitted.
+        """
+        patience = self._settings.acquire_timeout if patience is None else patience
+        async with asyncio.timeout(patience):
+            connection = await self._connect(timeout=patience)
+            try:
+                await self._prepare(connection)
+            except BaseException:
+                connection.terminate()
+                raise
         return connection
+
+    async def _connect(self, *_: object, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+        """Connect to the first host that will do: the one that did the last time, then the others, each a moment later.
+
+        The driver's own way with several hosts has one time-out for all, so that one which does not answer is in the
+        way of those behind it.
+        """
+        if len(self._urls) == 1:
+            return await asyncpg.connect(self._urls[0], **options)
+        if "target_session_attrs" not in self._urls[0]:
+            options["target_session_attrs"] = self._target
+        tries: dict[asyncio.Task[asyncpg.Connection[asyncpg.Record]], str] = {}
+        errors: list[Exception] = []
+        urls = deque(self._urls)
+        try:
+            while urls or tries:
+                if urls:
+                    task = asyncio.get_running_loop().create_task(asyncpg.connect(urls[0], **options))
+                    tries[task] = urls.popleft()
+                done, _rest = await asyncio.wait(
+                    tries, timeout=_NEXT_HOST if urls else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    url = tries.pop(task)
+                    try:
+                        connection = task.result()
+                    except _DRIVER_ERRORS as error:
+                        errors.append(error)
+                    else:
+                        self._urls.sort(key=lambda one: one != url)
+                        return connection
+        finally:
+            for task in tries:
+                task.add_done_callback(_give_up)
+                task.cancel()
+        # What does not pass by itself says more than that another host is away.
+        raise next((error for error in errors if not isinstance(error, _PASSING)), errors[0])
 
     async def _prepare(self, connection: Connection) -> None:
         # Not as parameters of the start: poolers in between refuse what they do not know.
-        settings = _SETTINGS | {"statement_timeout": f"{self._settings.statement_timeout * 1000:.0f}ms"}
+        timeout = self._settings.statement_timeout * 1000
+        settings = _SETTINGS | {"statement_timeout": f"{timeout:.0f}ms", "lock_timeout": f"{timeout / 2:.0f}ms"}
         names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
         await connection.fetch(f"SELECT {names}", *(word for pair in settings.items() for word in pair))
 
@@ -220,7 +310,7 @@ class Database:
         """
         try:
             self._pool = await asyncpg.create_pool(
-                self._url,
+                connect=self._connect,
                 min_size=self._min_size,
                 max_size=self._max_size,
                 max_queries=2**31,
@@ -260,7 +350,7 @@ class Database:
         self.check()
         assert self._pool is not None, "it was opened"
         try:
-            connection = await self._pool.acquire(timeout=self._settings.acquire_timeout)
+            connection = await self._acquire(self._pool)
         except _DRIVER_ERRORS as error:
             failed = self.failed(error)
             if failed.cause is _Cause.LOST:
@@ -272,7 +362,7 @@ class Database:
             failed = self.failed(error)
             if failed.cause is _Cause.LOST:
                 # Others that lie idle have probably gone the same way.
-                connection.terminate()
+                _drop(connection)
                 await self._pool.expire_connections()
                 if isinstance(error, TimeoutError):
                     # Nothing comes back: perhaps nothing goes through.
@@ -281,15 +371,33 @@ class Database:
         finally:
             await self._release(connection)
 
+    async def _acquire(
+        self, pool: "asyncpg.Pool[asyncpg.Record]"
+    ) -> "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]":
+        end = time.monotonic() + self._settings.acquire_timeout
+        was_lost = False
+        while True:
+            try:
+                return await pool.acquire(timeout=max(0.0, end - time.monotonic()))
+            except asyncpg.TooManyConnectionsError:
+                # One of those that there are may be free in a moment.
+                if time.monotonic() + _SPARE_PAUSE > end:
+                    raise
+                await asyncio.sleep(_SPARE_PAUSE)
+            except _DRIVER_ERRORS as error:
+                # One that was cut while it was made says nothing about the database.
+                if was_lost or isinstance(error, TimeoutError) or _cause_of(error) is not _Cause.LOST:
+                    raise
+                was_lost = True
+
     async def _release(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+        assert self._pool is not None, "the connection came from there"
         try:
             if not connection.is_closed() and connection.is_in_transaction():
                 await connection.execute("ROLLBACK", timeout=_GRACE)
-        except _DRIVER_ERRORS:
-            connection.terminate()
-        assert self._pool is not None, "the connection came from there"
-        with contextlib.suppress(*_DRIVER_ERRORS):
             await self._pool.release(connection, timeout=_GRACE)
+        except _DRIVER_ERRORS:
+            _drop(connection)
 
     def failed(self, error: BaseException) -> _Failed:
         """Log a failure of the driver and put it in our words."""
@@ -308,22 +416,28 @@ class Database:
         _log.warning("database away, everything is refused until it is back", extra={"database": self.name})
         tries = 0
         try:
-            while True:
-                try:
-                    connection = await self.connect()
-                except _DRIVER_ERRORS:
-                    await asyncio.sleep(_PROBE_INTERVALS[min(tries, len(_PROBE_INTERVALS) - 1)])
-                    tries += 1
-                else:
-                    connection.terminate()
-                    break
-            if self._pool is not None:
-                await self._pool.expire_connections()
-            else:
-                await self.open()
+            while not await self._is_back():
+                await asyncio.sleep(_PROBE_INTERVALS[min(tries, len(_PROBE_INTERVALS) - 1)])
+                tries += 1
             _log.warning("database back", extra={"database": self.name})
         finally:
             self._probe = None
+
+    async def _is_back(self) -> bool:
+        try:
+            # Half the time: what was sent while nothing came through may never arrive, so ask again soon.
+            connection = await self.connect(self._settings.acquire_timeout / 2)
+        except _DRIVER_ERRORS:
+            return False
+        connection.terminate()
+        if self._pool is not None:
+            await self._pool.expire_connections()
+            return True
+        try:
+            await self.open()
+        except Unavailable:
+            return False
+        return True
 
     async def close(self) -> None:
         """Close all connections."""
@@ -729,10 +843,17 @@ class Transactions:
         if self._writes and outcomes:
             self._settings.observe(len(outcomes) - refused - lost, refused, lost, seconds)
 
-    async def _run_group(self, jobs: list[_Job]) -> "list[tuple[_Job, Outcome[Any]]]":
-        """Run use cases in one transaction; in several, if one of them is in the way of the others."""
+    async def _run_group(self, jobs: list[_Job], end: float | None = None) -> "list[tuple[_Job, Outcome[Any]]]":
+        """Run use cases in one transaction; in several, if one of them is in the way of the others.
+
+        Args:
+            jobs: Use cases.
+            end: Until when (monotonic) a lock that somebody else has is waited for again.
+        """
         if not jobs:
             return []
+        if end is None:
+            end = time.monotonic() + 3 * self._settings.statement_timeout
         tries = 0
         while True:
             tries += 1
@@ -740,9 +861,11 @@ class Transactions:
                 outcomes = await self._try(jobs)
                 break
             except _Failed as error:
+                if error.is_locked and time.monotonic() >= end:
+                    return _fail_all(jobs, error)
                 if error.cause in (_Cause.CLASH, _Cause.PART) and len(jobs) > 1:
                     half = len(jobs) // 2
-                    return await self._run_group(jobs[:half]) + await self._run_group(jobs[half:])
+                    return await self._run_group(jobs[:half], end) + await self._run_group(jobs[half:], end)
                 may_help = error.cause is _Cause.CLASH or (
                     # Nothing was committed, and a connection that was cut says nothing about the database.
                     error.cause is _Cause.LOST and str(error) != _SLOW and tries == 1
@@ -759,9 +882,9 @@ class Transactions:
             return done
         # What these have changed had to be undone, and with it what everybody else has.
         others = [job for job, outcome in done if not _is_spoilt(outcome)]
-        done = await self._run_group(others)
+        done = await self._run_group(others, end)
         for job in spoilt:
-            done += await self._run_group([job])
+            done += await self._run_group([job], end)
         return done
 
     async def _try(self, jobs: list[_Job]) -> list[Outcome[Any]]:
@@ -984,7 +1107,7 @@ async def _make_schema(database: Database, migrations: tuple[Migration, ...], *,
     """
     connection = await database.connect()
     try:
-        await connection.execute("SET statement_timeout = 0")
+        await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
         await _check_server(connection, database.name)
         session = _SchemaSession(connection)
         before = await find_version(session, database.name, migrations)
@@ -1011,18 +1134,28 @@ async def _check_server(connection: Connection, name: str) -> None:
 
 
 async def _open_schema(
-    database: Database, settings: StoreSettings, migrations: tuple[Migration, ...], *, may_migrate: bool
+    database: Database,
+    settings: StoreSettings,
+    migrations: tuple[Migration, ...],
+    *,
+    may_migrate: bool,
+    then: Callable[[], Awaitable[None]] | None = None,
 ) -> tuple[int, int]:
-    """Make the schema, as soon as the database can be reached."""
+    """Make the schema, and what has to follow, as soon as the database can be reached."""
     end = time.monotonic() + settings.open_timeout
     pause, longest = _CONNECT_PAUSES
     while True:
         try:
-            return await _make_schema(database, migrations, may_migrate=may_migrate)
+            versions = await _make_schema(database, migrations, may_migrate=may_migrate)
+            if then is not None:
+                await then()
+            return versions
         except (*_DRIVER_ERRORS, _Failed) as error:
-            text = _opening_text(database.name, error)
+            cause = error.__cause__ if isinstance(error, _Failed) and error.__cause__ is not None else error
+            text = _opening_text(database.name, cause)
             wait = pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-            if _cause_of(error) is not _Cause.LOST or time.monotonic() + wait > end:
+            is_final = not isinstance(cause, _PASSING) or isinstance(cause, asyncpg.ClientConfigurationError)
+            if is_final or time.monotonic() + wait > end:
                 raise StorageError(text) from error
             _log.warning("database not open yet", extra={"database": database.name, "error": text})
             await asyncio.sleep(wait)
@@ -1052,17 +1185,11 @@ async def open_postgresql(
     """Open a store; see `open_store`. `migrations` are the package's own if omitted."""
     database = Database(url, settings, min_size=settings.pool_min, max_size=settings.pool_max)
     migrations = load_migrations("postgresql") if migrations is None else migrations
-    await _open_schema(database, settings, migrations, may_migrate=settings.auto_migrate)
+    await _open_schema(database, settings, migrations, may_migrate=settings.auto_migrate, then=database.open)
     replica = None
     if settings.read_url is not None and settings.read_url != url:
-        replica = Database(settings.read_url, settings, min_size=1, max_size=_LOOK_UPS_AT_ONCE)
-    try:
-        await database.open()
-        if replica is not None:
-            await replica.open_when_possible()
-    except Unavailable as error:
-        await database.close()
-        raise StorageError(f"{database.name} cannot be used: {error}") from error
+        replica = Database(settings.read_url, settings, min_size=1, max_size=_LOOK_UPS_AT_ONCE, target="any")
+        await replica.open_when_possible()
     return PostgresqlStore(database, replica, settings)
 
 

@@ -282,7 +282,7 @@ FROM credential_sets s
 LEFT JOIN credentials c ON c.tenant_id = s.tenant_id AND c.device_id = s.device_id
 WHERE s.tenant_id = ?1 AND s.device_id = ?2
 ORDER BY c.position"""
-FIND_CREDENTIALS_TO_CHANGE = f"{FIND_CREDENTIALS} FOR UPDATE OF s"
+LOCK_CREDENTIALS = "SELECT 1 FROM credential_sets WHERE tenant_id = ?1 AND device_id = ?2 FOR UPDATE"
 FIND_CREDENTIAL = "SELECT device_id, document FROM credentials WHERE tenant_id = ?1 AND type = ?2 AND auth_id = ?3"
 PUT_CREDENTIAL_SET = """
 INSERT INTO credential_sets (tenant_id, device_id, version) VALUES (?1, ?2, ?3)
@@ -710,7 +710,11 @@ class SqlTransaction:
     async def find_credentials(
         self, tenant_id: str, device_id: str, *, to_change: bool = False
     ) -> StoredCredentials | None:
-        rows = await self._all(FIND_CREDENTIALS_TO_CHANGE if to_change else FIND_CREDENTIALS, tenant_id, device_id)
+        if to_change:
+            # A statement of its own: one that has waited sees the row that it has locked as it is now, and everything
+            # else as it was when it began.
+            await self._one(LOCK_CREDENTIALS, tenant_id, device_id)
+        rows = await self._all(FIND_CREDENTIALS, tenant_id, device_id)
         if not rows:
             return None
         return StoredCredentials(

@@ -1,0 +1,563 @@
+"""PostgreSQL when things go wrong, as the store meets it: killed backends, cut and silent connections, locks, limits.
+
+What the whole process makes of it is in `test_postgresql_outages.py`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.contract.records import CREATED, credential, stored_credentials, stored_device, stored_tenant
+from tests.integration.proxy import Proxy
+from tests.integration.registry import new_id
+from tests.postgresql import PostgresqlServer
+
+from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
+from kamado.storage import StorageError, StoreSettings, open_store
+from kamado.storage.postgresql import Executor, PostgresqlStore
+from kamado.store import Transaction
+
+TENANT = "acme"
+SETTINGS = StoreSettings(statement_timeout=0.6, acquire_timeout=0.6)
+"""Short, for the tests' sake."""
+COMMIT = b"COMMIT\0"
+"""The end of a statement: a transaction begins with words that have this in them."""
+ALL_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresqlServer]:
+    """A server that tests may stop, and leave running."""
+    with PostgresqlServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def template(server: PostgresqlServer) -> str:
+    """A database with the tables and the tenant."""
+    url = server.create_database()
+
+    async def fill() -> None:
+        store = await open_store(url)
+        await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+        await store.close()
+
+    asyncio.run(fill())
+    return url
+
+
+@pytest.fixture
+def url(server: PostgresqlServer, template: str) -> Iterator[str]:
+    """A database of a test's own."""
+    url = server.create_database(template)
+    yield url
+    server.drop_database(url)
+
+
+Test = Callable[[PostgresqlStore], Coroutine[object, object, None]]
+
+
+def with_store(url: str, test: Test, settings: StoreSettings = SETTINGS) -> None:
+    async def opened() -> None:
+        store = await open_store(url, settings)
+        assert isinstance(store, PostgresqlStore)
+        try:
+            await test(store)
+        finally:
+            await store.close()
+
+    asyncio.run(opened())
+
+
+@asynccontextmanager
+async def client(url: str) -> AsyncIterator[Any]:
+    """Somebody else who is connected to the database."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def create(store: PostgresqlStore, device_id: str | None = None, **members: object) -> str:
+    device_id = device_id or new_id("d")
+    device, credentials = stored_device(TENANT, device_id, members), stored_credentials(TENANT, device_id)
+    await store.write(lambda tx: tx.insert_device(device, credentials), device=(TENANT, device_id))
+    return device_id
+
+
+async def update(store: PostgresqlStore, device_id: str, **members: object) -> None:
+    async def work(tx: Transaction) -> None:
+        found = await tx.find_device(TENANT, device_id, to_change=True)
+        assert found is not None
+        await tx.update_device(replace(stored_device(TENANT, device_id, members), created=found.created))
+
+    await store.write(work, device=(TENANT, device_id))
+
+
+async def has(store: PostgresqlStore, device_id: str) -> bool:
+    return await store.lookups.find_registration(TENANT, device_id) is not None
+
+
+async def outcomes_of(*works: Coroutine[object, object, object]) -> list[object]:
+    return await asyncio.gather(*works, return_exceptions=True)
+
+
+async def eventually(check: Callable[[], Coroutine[object, object, bool]], patience: float = 10.0) -> float:
+    """Wait for what comes about by itself; failures meanwhile are `Unavailable` and nothing else.
+
+    Returns:
+        Seconds that it took.
+    """
+    began = time.monotonic()
+    async with asyncio.timeout(patience):
+        while True:
+            try:
+                if await check():
+                    return time.monotonic() - began
+            except Unavailable:
+                pass
+            await asyncio.sleep(0.01)
+
+
+async def until(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if check():
+                return
+            await asyncio.sleep(0.001)
+
+
+async def somebody_waits(connection: Any) -> None:
+    """Wait until a transaction waits for a lock."""
+    async with asyncio.timeout(10):
+        while True:
+            if await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                return
+            await asyncio.sleep(0.005)
+
+
+# Cut connections
+
+
+def test_look_ups_do_not_notice_that_their_connections_were_cut(server: PostgresqlServer, url: str) -> None:
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        for _ in range(3):
+            await asyncio.gather(*(has(store, device_id) for _ in range(100)))
+            await asyncio.to_thread(server.run_sql, f"SELECT pg_terminate_backend(pid) FROM ({ALL_BACKENDS}) s", name)
+            assert await asyncio.gather(*(has(store, device_id) for _ in range(100))) == [True] * 100
+
+    name = url.rpartition("/")[2]
+    with_store(url, test)
+
+
+def test_backends_that_are_terminated_all_the_time_lose_no_write_and_disturb_no_look_up(
+    server: PostgresqlServer, url: str
+) -> None:
+    acknowledged: set[str] = set()
+    refused: list[BaseException] = []
+    wrong: list[object] = []
+
+    async def test(store: PostgresqlStore) -> None:
+        known = await create(store)
+        is_over = asyncio.Event()
+
+        async def write() -> None:
+            while not is_over.is_set():
+                try:
+                    acknowledged.add(await create(store))
+                except Unavailable as error:
+                    refused.append(error)
+                    await asyncio.sleep(0.001)
+
+        async def look() -> None:
+            while not is_over.is_set():
+                try:
+                    if not await has(store, known):
+                        wrong.append("not found")
+                except Unavailable as error:
+                    wrong.append(error)
+                await asyncio.sleep(0.001)
+
+        async def terminate() -> None:
+            async with client(server.url(url.rpartition("/")[2], user="postgres")) as other:
+                for _ in range(20):
+                    await other.execute(f"SELECT pg_terminate_backend(pid) FROM ({ALL_BACKENDS}) s")
+                    await asyncio.sleep(0.1)
+            is_over.set()
+
+        async with asyncio.TaskGroup() as group:
+            for work in (*[write] * 8, *[look] * 8, terminate):
+                group.create_task(work())
+
+    with_store(url, test)
+    assert not wrong
+    assert len(acknowledged) > 20
+    stored = set(server.run_sql("SELECT device_id FROM devices", url.rpartition("/")[2]).split())
+    assert acknowledged <= stored
+    # One more is the device that is looked for; what was refused and is there nevertheless was said to be unknown.
+    unknown = [error for error in refused if isinstance(error, OutcomeUnknown)]
+    assert len(stored) <= len(acknowledged) + 1 + len(unknown)
+    assert_consistent(server, url)
+
+
+def assert_consistent(server: PostgresqlServer, url: str) -> None:
+    """Nothing is half done: what is counted agrees with what is there."""
+    counted = server.run_sql(
+        """
+        SELECT (SELECT count(*) FROM devices), (SELECT sum(devices) FROM tenant_usage),
+               (SELECT sum(devices) FROM device_ranges), (SELECT count(*) FROM credential_sets)
+        """,
+        url.rpartition("/")[2],
+    )
+    assert len(set(counted.split("|"))) == 1, counted
+
+
+def test_a_commit_that_never_arrived_is_made_again(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            proxy.cut_before = COMMIT
+            device_id = await create(store)
+            assert not proxy.will_cut
+            assert await has(store, device_id)
+            proxy.cut_before = COMMIT
+            await update(store, device_id, ext={"a": 1})
+
+        with_store(proxy.through(url), test)
+    assert_consistent(server, url)
+
+
+def test_a_commit_whose_answer_was_lost_is_found_out(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            proxy.cut_after = COMMIT
+            device_id = await create(store)
+            assert not proxy.will_cut
+            assert await has(store, device_id)
+            with pytest.raises(Conflict):
+                await create(store, device_id)
+
+        with_store(proxy.through(url), test)
+    assert_consistent(server, url)
+
+
+def test_a_commit_that_nobody_can_be_asked_about_is_told_as_such(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            device_id = new_id("d")
+            began = time.monotonic()
+            proxy.cut_after = COMMIT
+            creating = asyncio.create_task(create(store, device_id))
+            await until(lambda: not proxy.will_cut)
+            proxy.refuse()
+            with pytest.raises(OutcomeUnknown, match="ask once more"):
+                await creating
+            assert time.monotonic() - began < 6
+            proxy.accept()
+
+            async def is_there() -> bool:
+                return await has(store, device_id)
+
+            await eventually(is_there)
+            with pytest.raises(Conflict):
+                await create(store, device_id)
+
+        with_store(proxy.through(url), test)
+
+
+def test_a_server_that_was_restarted_is_asked_what_became_of_a_commit(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            for immediate in (False, True):
+                device_id = new_id("d")
+                proxy.cut_after = COMMIT
+                creating = asyncio.create_task(create(store, device_id))
+                await until(lambda: not proxy.will_cut)
+                await asyncio.to_thread(server.restart, immediate=immediate)
+                with suppress(OutcomeUnknown):
+                    await creating
+
+                async def is_there(device_id: str = device_id) -> bool:
+                    return await has(store, device_id)
+
+                await eventually(is_there)
+
+        with_store(proxy.through(url), test)
+
+
+# Whatever is raised
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("?"), AssertionError("!")])
+def test_nobody_waits_for_ever_whatever_is_raised(url: str, monkeypatch: pytest.MonkeyPatch, raised: Exception) -> None:
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+
+        async def fail(*_: object) -> Sequence[Sequence[object]]:
+            raise raised
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Executor, "execute", fail)
+            async with asyncio.timeout(5):
+                outcomes = await outcomes_of(
+                    *(has(store, device_id) for _ in range(10)),
+                    *(create(store) for _ in range(10)),
+                    store.read(lambda tx: tx.find_device(TENANT, device_id)),
+                )
+        assert outcomes == [raised] * 21
+        assert await has(store, device_id)
+        await create(store)
+
+    with_store(url, test)
+
+
+# Silence
+
+
+def test_silence_is_noticed_and_then_nobody_has_to_wait(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            device_id = await create(store)
+            proxy.swallow()
+            began = time.monotonic()
+            outcomes = await outcomes_of(
+                has(store, device_id), create(store), store.read(lambda tx: tx.find_device(TENANT, device_id))
+            )
+            # Each statement has its time and a second; the transaction's connection may be another.
+            assert time.monotonic() - began < 2 * (SETTINGS.statement_timeout + 1) + 1
+            assert [type(one).__mro__[-4] for one in outcomes] == [RegistryError] * 3, outcomes
+            began = time.monotonic()
+            for _ in range(10):
+                outcomes = await outcomes_of(has(store, device_id), create(store))
+                assert all(isinstance(one, Unavailable) for one in outcomes)
+            assert time.monotonic() - began < 0.5
+            proxy.let_through()
+
+            async def is_back() -> bool:
+                await create(store)
+                return await has(store, device_id)
+
+            assert await eventually(is_back) < 2
+
+        with_store(proxy.through(url), test)
+
+
+def test_silence_while_the_connection_is_made_is_noticed_as_well(server: PostgresqlServer, url: str) -> None:
+    """The database was away; now it takes connections and says nothing."""
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            device_id = await create(store)
+            proxy.refuse()
+            await outcomes_of(*(has(store, device_id) for _ in range(3)))
+            proxy.swallow()
+            proxy.accept()
+            await asyncio.sleep(1.5)
+            proxy.cut()
+            proxy.let_through()
+
+            async def is_back() -> bool:
+                return await has(store, device_id)
+
+            assert await eventually(is_back) < 2
+
+        with_store(proxy.through(url), test)
+
+
+def test_a_slow_network_is_not_taken_for_an_outage(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            proxy.delay = 0.02
+            created = await asyncio.gather(*(create(store) for _ in range(20)))
+            assert all(await asyncio.gather(*(has(store, one) for one in created)))
+
+        with_store(proxy.through(url), test)
+
+
+# Locks, and others that change the same
+
+
+def test_a_deadlock_with_somebody_else_is_not_noticed(url: str) -> None:
+    async def test(store: PostgresqlStore) -> None:
+        one, two = sorted([await create(store), await create(store)])
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute("SELECT 1 FROM devices WHERE device_id = $1 FOR UPDATE", two)
+
+            async def both(tx: Transaction) -> None:
+                for device_id in (one, two):
+                    found = await tx.find_device(TENANT, device_id, to_change=True)
+                    assert found is not None
+                    await tx.update_device(replace(found, version=new_id(), updated=CREATED))
+
+            writing = asyncio.create_task(store.write(both))
+            await somebody_waits(other)
+            # Now each has what the other wants.
+            await other.execute("SELECT 1 FROM devices WHERE device_id = $1 FOR UPDATE", one)
+            await other.execute("COMMIT")
+            await writing
+
+    with_store(url, test, StoreSettings())
+
+
+def test_what_somebody_else_keeps_locked_does_not_fail_the_others(url: str) -> None:
+    async def test(store: PostgresqlStore) -> None:
+        devices = await asyncio.gather(*(create(store) for _ in range(20)))
+        locked = devices[7]
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute("SELECT 1 FROM devices WHERE device_id = $1 FOR UPDATE", locked)
+            began = time.monotonic()
+            outcomes = await outcomes_of(*(update(store, one, ext={"n": 1}) for one in devices))
+            assert time.monotonic() - began < 5
+            failed = {one: outcome for one, outcome in zip(devices, outcomes, strict=True) if outcome is not None}
+            assert isinstance(failed.pop(locked), Unavailable)
+            assert not failed
+            assert await has(store, locked), "look-ups wait for no lock"
+            await other.execute("ROLLBACK")
+        await update(store, locked, ext={"n": 2})
+
+    with_store(url, test, StoreSettings())
+
+
+def test_a_lock_that_is_given_back_soon_costs_nobody_anything(url: str) -> None:
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute("SELECT 1 FROM devices WHERE device_id = $1 FOR UPDATE", device_id)
+            writing = asyncio.create_task(update(store, device_id, ext={"n": 1}))
+            await asyncio.sleep(0.8)
+            await other.execute("ROLLBACK")
+            await writing
+
+    with_store(url, test, StoreSettings())
+
+
+def test_a_serialisation_failure_is_tried_again(server: PostgresqlServer, url: str) -> None:
+    name = url.rpartition("/")[2]
+    server.run_sql(
+        """
+        CREATE SEQUENCE failures;
+        GRANT USAGE ON SEQUENCE failures TO kamado;
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('failures') <= 2 THEN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER fail BEFORE INSERT ON devices FOR EACH ROW EXECUTE FUNCTION fail();
+        """,
+        name,
+    )
+
+    async def test(store: PostgresqlStore) -> None:
+        assert await has(store, await create(store))
+
+    with_store(url, test)
+
+
+def test_credentials_that_were_waited_for_are_those_of_the_version_that_was_found(url: str) -> None:
+    """Store, `to_change`: what somebody else has changed meanwhile is seen whole."""
+
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        before = stored_credentials(TENANT, device_id, [credential("psk", "before")])
+        await store.write(lambda tx: tx.replace_credentials(before))
+        after = stored_credentials(TENANT, device_id, [credential("psk", "after")])
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute(
+                "UPDATE credential_sets SET version = $1 WHERE device_id = $2", after.version, device_id
+            )
+            await other.execute(
+                "UPDATE credentials SET document = replace(document, 'before', 'after'), auth_id = 'after' "
+                "WHERE device_id = $1",
+                device_id,
+            )
+            finding = asyncio.create_task(
+                store.write(lambda tx: tx.find_credentials(TENANT, device_id, to_change=True))
+            )
+            await somebody_waits(other)
+            await other.execute("COMMIT")
+        found = await finding
+        assert found is not None
+        assert (found.version, [one.auth_id for one in found.credentials]) == (after.version, ["after"])
+
+    with_store(url, test, StoreSettings())
+
+
+# Limits
+
+
+def test_a_full_disk_is_told_and_look_ups_go_on(server: PostgresqlServer, url: str) -> None:
+    name = url.rpartition("/")[2]
+    server.run_sql(
+        """
+        CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+        """.replace("full()", "disk_full()"),
+        name,
+    )
+
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        server.run_sql(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON devices FOR EACH ROW EXECUTE FUNCTION disk_full()", name
+        )
+        outcomes = await outcomes_of(*(create(store) for _ in range(5)))
+        assert {(type(one), str(one)) for one in outcomes} == {
+            (Unavailable, "the database cannot grow: the disk is full")
+        }
+        assert await has(store, device_id)
+        server.run_sql("DROP TRIGGER full_disk ON devices", name)
+        await create(store)
+
+    with_store(url, test)
+    assert_consistent(server, url)
+
+
+def test_with_fewer_connections_than_it_would_like_it_serves_all_the_same(template: str, url: str) -> None:
+    with PostgresqlServer(settings={"max_connections": "8", "superuser_reserved_connections": "1"}) as small:
+        url = small.create_database()
+
+        async def test(store: PostgresqlStore) -> None:
+            await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+            async with client(url), client(url), client(url), client(url):
+                created = await asyncio.gather(*(create(store) for _ in range(100)))
+                found = await asyncio.gather(
+                    *(has(store, one) for one in created),
+                    *(store.read(lambda tx: tx.count_devices(TENANT)) for _ in range(10)),
+                )
+                assert found == [True] * 100 + [100] * 10
+
+        with_store(url, test)
+
+
+def test_a_database_without_a_connection_to_spare_is_waited_for_at_the_start() -> None:
+    with PostgresqlServer(settings={"max_connections": "5", "superuser_reserved_connections": "1"}) as small:
+        url = small.create_database()
+
+        async def test() -> None:
+            others = [await asyncpg.connect(url) for _ in range(3)]
+            others += [await asyncpg.connect(url)]
+            with pytest.raises(StorageError, match="connection"):
+                await open_store(url, StoreSettings(open_timeout=0.5))
+            opening = asyncio.create_task(open_store(url, StoreSettings(open_timeout=10)))
+            await asyncio.sleep(0.5)
+            for other in others:
+                other.terminate()
+            await (await opening).close()
+
+        asyncio.run(test())
