@@ -9,10 +9,12 @@ written; 77 the login was refused; 78 wrong configuration.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -40,6 +42,7 @@ from kamado.terminal import (
     fail,
     print_json,
     print_table,
+    printable,
     progress_bar,
     read_first_line,
     say,
@@ -52,11 +55,14 @@ if TYPE_CHECKING:
     from kamado.explain import Explainer, Explanation
     from kamado.passwords import PasswordHasher
     from kamado.store import Store
+    from kamado.transfer import Comparison
 
 __all__ = ["app", "main"]
 
 T = TypeVar("T")
 
+_COPY_CONNECT_TIMEOUT = 10.0
+_COPY_STATEMENT_TIMEOUT = 300.0
 CONDITIONS = {
     "amqp:unauthorized-access": 403,
     "amqp:resource-limit-exceeded": 403,
@@ -350,6 +356,160 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
             raise
         say(f"warning: the entries were not compared with the database: {error}")
         raise loading.LoadErrors(plan.problems) from error
+
+
+def _read_url(value: str, option: str) -> str:
+    """Return a URL, which may stand in a file: it may hold a password, and command lines are visible to others."""
+    url = read_first_line(Path(value[1:])).strip() if value.startswith("@") else value
+    if not url:
+        raise typer.BadParameter(f"{option}: there is no URL")
+    return url
+
+
+@app.command("copy")
+def copy(
+    *,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="URL",
+            envvar="KAMADO_COPY_FROM",
+            help="The database to copy, as for storage.url; @FILE reads it from a file.",
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="URL",
+            envvar="KAMADO_COPY_TO",
+            help="An empty database, or one that this has begun to fill.",
+        ),
+    ],
+    check: Annotated[bool, typer.Option("--check", help="Copy nothing, only compare the two.")] = False,
+) -> None:
+    """Copy a whole registry into another database, and compare the two; what was interrupted goes on."""
+    from kamado.store import DamagedRow
+
+    urls = _read_url(source, "--from"), _read_url(target, "--to")
+    if urls[0] == urls[1]:
+        raise typer.BadParameter("--from and --to are the same")
+    try:
+        raise typer.Exit(asyncio.run(_copy(*urls, only_check=check)))
+    except DamagedRow as error:
+        fail(str(error), WRONG_DATA)
+
+
+async def _copy(source_url: str, target_url: str, *, only_check: bool) -> int:
+    """Open both databases, copy, compare; return the exit status."""
+    from kamado import transfer
+
+    stopped = _Stop()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(stopped)
+        source = await _open_copied(stack, "--from", source_url, may_change=False, may_be_unfinished=False)
+        target = await _open_copied(stack, "--to", target_url, may_change=not only_check, may_be_unfinished=True)
+        note = None
+        try:
+            if not only_check:
+                note = await transfer.begin(source, target)
+                if note.records:
+                    say(f"Going on after {note.records:,} records.")
+                with progress_bar("Copying", "records") as progress:
+                    note = await transfer.copy(
+                        source, target, note, progress=progress or _no_progress, should_stop=stopped.is_set
+                    )
+            with progress_bar("Comparing", "records") as progress:
+                comparison = await transfer.compare(
+                    source, target, progress=progress or _no_progress, should_stop=stopped.is_set
+                )
+            if note is not None and not comparison.differences:
+                await transfer.finish(target)
+        except transfer.Stopped:
+            say("Stopped." + ("" if only_check else " The same command goes on from here."))
+            return stopped.status
+        except Unavailable as error:
+            say(str(error))
+            if note is not None:
+                say("The copy is not finished. The same command goes on where it stopped.")
+            return UNAVAILABLE
+    return _tell_comparison(comparison, only_check=only_check)
+
+
+def _tell_comparison(comparison: "Comparison", *, only_check: bool) -> int:
+    for kind, number in comparison.counts.items():
+        typer.echo(f"{number:>12,} {kind}")
+    if not comparison.differences:
+        typer.echo("Both databases are equal." if only_check else "Copied. Both databases are equal.")
+        return OK
+    for difference in comparison.first:
+        say(printable(str(difference)))
+    if comparison.differences > len(comparison.first):
+        say(f"... and {comparison.differences - len(comparison.first):,} more")
+    say(f"{comparison.differences:,} record{' is' if comparison.differences == 1 else 's are'} not the same.")
+    if not only_check:
+        say("The source was changed meanwhile. Stop whatever uses it, and copy again into an empty database.")
+    return REFUSED
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+async def _open_copied(
+    stack: contextlib.AsyncExitStack, option: str, url: str, *, may_change: bool, may_be_unfinished: bool
+) -> "Store":
+    from kamado.storage import OlderSchema, StorageError, StoreSettings, open_store, shown_url
+
+    settings = StoreSettings(
+        auto_migrate=may_change,
+        may_be_unfinished=may_be_unfinished,
+        pool_min=1,
+        acquire_timeout=_COPY_CONNECT_TIMEOUT,
+        # A page of a thousand, or a count of all.
+        statement_timeout=_COPY_STATEMENT_TIMEOUT,
+    )
+    try:
+        store = await open_store(url, settings)
+    except OlderSchema as error:
+        raise StorageError(
+            f"{option}: {shown_url(url)} does not exist, or has an older schema. It is not changed here: bring it up "
+            "to date first, by kamado migrate"
+        ) from error
+    except StorageError as error:
+        raise StorageError(f"{option}: {str(error).removeprefix('storage.url: ')}") from error
+    stack.push_async_callback(store.close)
+    return store
+
+
+class _Stop:
+    """Takes note of Ctrl-C and SIGTERM while it is entered; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+
+    @property
+    def status(self) -> int:
+        """What a shell makes of that signal."""
+        assert self._signal is not None
+        return 128 + self._signal
+
+    def is_set(self) -> bool:
+        return self._signal is not None
+
+    def __enter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._take, number)
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+    def _take(self, number: int) -> None:
+        self._signal = number
+        self.__exit__()
 
 
 async def _with_store(config: "Config", work: Callable[["Store"], Awaitable[T]], *, may_create: bool) -> T:

@@ -60,6 +60,7 @@ CONFIG_VARIABLE = "KAMADO_CONFIG"
 OTHER_VARIABLES = frozenset(
     {CONFIG_VARIABLE}
     | {f"KAMADO_ASK_{name}" for name in ("URL", "USERNAME", "PASSWORD")}
+    | {f"KAMADO_COPY_{name}" for name in ("FROM", "TO")}
     | {f"KAMADO_{name}" for name in ("URL", "USERNAME", "PASSWORD", "PROFILE", "PROFILES")}
 )
 """Variables of the command itself, which are no settings."""

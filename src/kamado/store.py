@@ -30,6 +30,7 @@ from kamado.tenants import Tenant
 __all__ = [
     "Change",
     "ChangeKind",
+    "CopyNote",
     "CredentialRow",
     "DamagedRow",
     "DeviceKey",
@@ -41,6 +42,8 @@ __all__ = [
     "Lookups",
     "Operator",
     "OperatorRow",
+    "Record",
+    "RecordKind",
     "RegistrationRow",
     "Searches",
     "Slice",
@@ -156,6 +159,48 @@ class Change:
     """Tenant id, device id (also for credentials) or name of the identity or operator."""
     before: str | None
     after: str | None
+
+
+class RecordKind(StrEnum):
+    """What the database keeps records of, in an order in which they can be inserted; the rest is derived from them."""
+
+    TENANT = "tenants"
+    DEVICE = "devices"
+    CREDENTIALS = "credentials sets"
+    CREDENTIAL = "credentials"
+    IDENTITY = "identities"
+    OPERATOR = "operators"
+    MILESTONE = "milestones"
+    """What has happened once and for all."""
+
+    @property
+    def key_size(self) -> int:
+        """How many values of a record are its key."""
+        match self:
+            case RecordKind.CREDENTIAL:
+                return 3
+            case RecordKind.DEVICE | RecordKind.CREDENTIALS:
+                return 2
+            case _:
+                return 1
+
+
+Record = tuple[str | int | None, ...]
+"""What the database holds of one thing, as plain values, its key first; the same in every database."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyNote:
+    """How far a database is that is being made a copy of another one."""
+
+    source: str
+    """What tells the other one from all that are not."""
+    kind: RecordKind | None = RecordKind.TENANT
+    """What is copied now; `None` if everything was, and has only to be compared."""
+    last: Record = ()
+    """The key of the last record of this kind that was copied; empty if there is none."""
+    records: int = 0
+    """How many were copied, of all kinds."""
 
 
 class Slice(NamedTuple):
@@ -293,6 +338,44 @@ class Transaction(Protocol):
 
     async def has_tenants(self) -> bool:
         """Tell whether there is any tenant at all."""
+
+    async def find_schema(self) -> int:
+        """Find the version of the database's schema: with another one there may be records of other kinds."""
+
+    async def list_records(self, kind: RecordKind, after: Record, limit: int) -> list[Record]:
+        """Return records in the order of their keys, also what a deleted tenant left behind.
+
+        Args:
+            kind: Which.
+            after: Begin with the one after this key; empty for the first.
+            limit: How many at most.
+        """
+
+    async def count_records(self, kind: RecordKind) -> int:
+        """Count all records of a kind, at a cost that grows with them."""
+
+    async def insert_records(self, kind: RecordKind, records: Sequence[Record]) -> None:
+        """Insert records as they are, those of another database, and whatever is derived from them.
+
+        For many at once, into a database that nobody else writes to: none of them may be there, nor anything that they
+        clash with, and what they refer to (`RecordKind`) must be there.
+
+        Raises:
+            DamagedRow: The document of one cannot be read.
+            Conflict: An alias or a trust anchor's subject DN is taken.
+        """
+
+    async def insert_devices(self, devices: Sequence[tuple[StoredDevice, StoredCredentials]]) -> None:
+        """Insert many devices with their credentials sets, quicker than one by one; else like `insert_records`."""
+
+    async def find_copy(self) -> CopyNote | None:
+        """Find out whether this database is an unfinished copy; until the transaction ends nobody changes that."""
+
+    async def put_copy(self, note: CopyNote) -> None:
+        """Note how far the copy is."""
+
+    async def delete_copy(self) -> None:
+        """Note that the copy is finished."""
 
     async def record(self, change: Change) -> None:
         """Tell of a change made in this transaction: the one place that audit and outbox entries come from."""

@@ -199,17 +199,49 @@ def waiting(title: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Show a bar on standard error, if that is a terminal."""
+def progress_bar(title: str, unit: str | None = None) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Show a bar on standard error, if that is a terminal.
+
+    Args:
+        title: What is going on.
+        unit: What is counted, for a bar that also shows how many of them are done, and how many each second.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = "" if task.speed is None else f", {task.speed:,.0f}/s"
+            return Text(f"{task.completed:,.0f} {unit}{rate}")
+
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
+    if unit is not None:
+        columns.append(Rate())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        is_first = True
+
+        def show(done: int, total: int | None) -> None:
+            nonlocal is_first
+            if is_first:
+                # What was done before has taken no time.
+                bar.reset(task, completed=done, total=total)
+                is_first = False
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 def with_options(source: Callable[..., Any], name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

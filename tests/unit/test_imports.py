@@ -15,7 +15,7 @@ ROWS = [
     {"store", "passwords", "listeners"},
     {"auth"},
     {"provisioning", "operators"},
-    {"lookup", "connections", "management", "load"},
+    {"lookup", "connections", "management", "load", "transfer"},
     {"http", "amqp", "storage"},
     {"config", "log", "metrics", "terminal", "profiles", "edits", "processes"},
     {"explain"},

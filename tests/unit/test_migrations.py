@@ -49,6 +49,7 @@ INSERT INTO device_members VALUES ('acme', '/memberOf', 'sg', 'gw', NULL);
 INSERT INTO device_ranges VALUES ('acme', '', 1);
 """
 DATA[4] = DATA[3]
+DATA[5] = DATA[4]
 
 
 def at_version(path: Path, number: int) -> None:

@@ -6,7 +6,7 @@ The one door into this package: nobody outside names an engine.
 from urllib.parse import urlsplit, urlunsplit
 
 from kamado.connections import Connections
-from kamado.storage.sql import NewerSchema, OlderSchema, StorageError, StoreSettings
+from kamado.storage.sql import NewerSchema, OlderSchema, StorageError, StoreSettings, UnfinishedCopy
 from kamado.store import Store
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "OlderSchema",
     "StorageError",
     "StoreSettings",
+    "UnfinishedCopy",
     "migrate",
     "open_connections",
     "open_store",
@@ -34,17 +35,36 @@ async def open_store(url: str, settings: StoreSettings | None = None) -> Store:
     Raises:
         NewerSchema: A later version of Kamado has migrated the database.
         OlderSchema: The database needs a migration and `settings.auto_migrate` is off.
+        UnfinishedCopy: The database is an unfinished copy of another one, and `settings.may_be_unfinished` is off.
         StorageError: Anything else that is in the way: the text says what, for the operator.
     """
+    settings = settings or StoreSettings()
     # Imported here, so that this package's own modules may import from it while it is being imported.
+    store: Store
     if _is_postgresql(url):
         from kamado.storage.postgresql import open_postgresql
 
-        return await open_postgresql(url, settings or StoreSettings())
-    path = _sqlite_path(url)
-    from kamado.storage.sqlite import open_sqlite
+        store = await open_postgresql(url, settings)
+    else:
+        path = _sqlite_path(url)
+        from kamado.storage.sqlite import open_sqlite
 
-    return await open_sqlite(path, settings or StoreSettings())
+        store = await open_sqlite(path, settings)
+    if not settings.may_be_unfinished:
+        try:
+            await _check_finished(url, store)
+        except BaseException:
+            await store.close()
+            raise
+    return store
+
+
+async def _check_finished(url: str, store: Store) -> None:
+    if await store.read(lambda transaction: transaction.find_copy()) is not None:
+        raise UnfinishedCopy(
+            f"{shown_url(url)} is an unfinished copy of another database: finish it by the same kamado copy, or begin "
+            "with an empty one"
+        )
 
 
 async def open_connections(url: str, settings: StoreSettings | None = None) -> Connections:
@@ -119,6 +139,8 @@ def _sqlite_path(url: str) -> str:
 
 def shown_url(url: str) -> str:
     """Return a URL without the password that may be in it."""
+    if not _is_postgresql(url):
+        return url  # which has none, and loses a slash if it is taken apart
     parts = urlsplit(url)
     userinfo, at, hosts = parts.netloc.rpartition("@")
     name, colon, _ = userinfo.partition(":")

@@ -35,12 +35,12 @@ from kamado.storage.escape import escape, unescape
 from kamado.storage.migrations import Migration, apply_migrations, find_version, load_migrations
 from kamado.storage.postgresql_search import PostgresqlSearches
 from kamado.storage.postgresql_statements import Statement, translate
+from kamado.storage.records import RegistryTransaction
 from kamado.storage.sql import (
     OPERATOR_STATEMENTS,
     OlderSchema,
     Row,
     SqlLookups,
-    SqlTransaction,
     StorageError,
     StoreSettings,
     Value,
@@ -991,7 +991,7 @@ class PostgresqlStore:
     def __init__(self, database: Database, replica: Database | None, settings: StoreSettings) -> None:
         self._database = database
         self._replica = replica
-        transaction = SqlTransaction(StepSession())
+        transaction = RegistryTransaction(StepSession())
         self._writes = Transactions(
             database,
             transaction,

@@ -43,6 +43,7 @@ from kamado.tenants import Tenant, stored_tenant, tenant_document
 __all__ = [
     "OPERATOR_STATEMENTS",
     "Combined",
+    "Counted",
     "NewerSchema",
     "OlderSchema",
     "Row",
@@ -51,10 +52,16 @@ __all__ = [
     "SqlTransaction",
     "StorageError",
     "StoreSettings",
+    "UnfinishedCopy",
     "UnusableFile",
     "Value",
+    "auth_key",
+    "count_changes",
     "document_of",
     "instant_of",
+    "microseconds",
+    "optional_microseconds",
+    "text_of",
 ]
 
 
@@ -72,6 +79,10 @@ class UnusableFile(StorageError):
 
 class OlderSchema(StorageError):
     """The database needs a migration and this process was told not to make it."""
+
+
+class UnfinishedCopy(StorageError):
+    """The database is being made a copy of another one, and not complete."""
 
 
 ObserveCommit = Callable[[int, int, int, float], None]
@@ -101,6 +112,8 @@ class StoreSettings:
     """Searches that may wait or run; one more is refused."""
     search_timeout: float = 10.0
     """Seconds after which a search is given up."""
+    may_be_unfinished: bool = False
+    """Open a database, too, that is an unfinished copy of another one."""
     # What follows concerns PostgreSQL only.
     read_url: str | None = None
     """A replica for look-ups; `None` for none."""
@@ -353,12 +366,14 @@ _MAX_CACHED_TEXT = 1024 * 1024
 _ENTRY_OVERHEAD = 1024
 
 
-def _microseconds(instant: datetime) -> int:
+def microseconds(instant: datetime) -> int:
+    """Write an instant."""
     return (instant - _EPOCH) // _MICROSECOND
 
 
-def _optional_microseconds(instant: datetime | None) -> int | None:
-    return None if instant is None else _microseconds(instant)
+def optional_microseconds(instant: datetime | None) -> int | None:
+    """Write an instant, if there is one."""
+    return None if instant is None else microseconds(instant)
 
 
 def instant_of(microseconds: int) -> datetime:
@@ -370,7 +385,8 @@ def _optional_instant(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else instant_of(microseconds)
 
 
-def _text(document: JsonObject) -> str:
+def text_of(document: JsonObject) -> str:
+    """Write a document."""
     return encode(document).decode()
 
 
@@ -408,7 +424,7 @@ def _anchor_name(kind: str, text: str) -> str:
     return f"{kind}:{text}"
 
 
-def _auth_key(auth_id: str) -> str:
+def auth_key(auth_id: str) -> str:
     """Return what stands for an auth-id in a key; the document has it whole."""
     if len(auth_id) > _MAX_NAME_LENGTH:
         return f"{auth_id[:_MAX_NAME_LENGTH]}#{hashlib.sha256(auth_id.encode()).hexdigest()}"
@@ -511,9 +527,9 @@ class SqlTransaction:
             INSERT_TENANT,
             stored.tenant_id,
             stored.version,
-            _microseconds(stored.created),
-            _optional_microseconds(stored.updated),
-            _text(document),
+            microseconds(stored.created),
+            optional_microseconds(stored.updated),
+            text_of(document),
         )
         if not inserted:
             raise Conflict(f"tenant {stored.tenant_id} exists already")
@@ -530,9 +546,9 @@ class SqlTransaction:
         updated = await self._run(
             UPDATE_TENANT,
             stored.version,
-            _microseconds(stored.created),
-            _optional_microseconds(stored.updated),
-            _text(document),
+            microseconds(stored.created),
+            optional_microseconds(stored.updated),
+            text_of(document),
             stored.tenant_id,
         )
         assert updated, "there is no such tenant"
@@ -611,11 +627,11 @@ class SqlTransaction:
             stored.tenant_id,
             stored.device_id,
             stored.version,
-            _microseconds(stored.created),
-            _optional_microseconds(stored.updated),
+            microseconds(stored.created),
+            optional_microseconds(stored.updated),
             int(stored.auto_provisioned),
             int(stored.notification_sent),
-            _text(document),
+            text_of(document),
         )
         if not inserted:
             raise Conflict(f"device {stored.device_id} exists already")
@@ -623,7 +639,7 @@ class SqlTransaction:
         await self._insert_groups(stored)
         await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, credentials.version)
         await self._insert_credentials(credentials)
-        devices = await self._combine(_count, _Counted(stored.tenant_id, (stored.device_id,), 1))
+        devices = await self._combine(count_changes, Counted(stored.tenant_id, (stored.device_id,), 1))
         if 0 <= max_devices < devices:
             raise DeviceLimitReached(max_devices)
 
@@ -645,11 +661,11 @@ class SqlTransaction:
         updated = await self._run(
             UPDATE_DEVICE,
             stored.version,
-            _microseconds(stored.created),
-            _optional_microseconds(stored.updated),
+            microseconds(stored.created),
+            optional_microseconds(stored.updated),
             int(stored.auto_provisioned),
             int(stored.notification_sent),
-            _text(document),
+            text_of(document),
             stored.tenant_id,
             stored.device_id,
         )
@@ -671,11 +687,11 @@ class SqlTransaction:
         await self._run(DELETE_DEVICE, tenant_id, device_id)
         entries = index_entries(document_of(row[0], "devices", tenant_id, device_id))
         await self._index_device(tenant_id, device_id, entries, set())
-        await self._combine(_count, _Counted(tenant_id, (device_id,), -1))
+        await self._combine(count_changes, Counted(tenant_id, (device_id,), -1))
 
     async def delete_devices(self, tenant_id: str, after: str, limit: int, created_until: datetime) -> Slice:
         rows = await self._all(LIST_NEXT_DEVICES, tenant_id, after, limit)
-        until = _microseconds(created_until)
+        until = microseconds(created_until)
         doomed = [row for row in rows if row[1] <= until]
         ids = [row[0] for row in doomed]
         if ids:
@@ -690,7 +706,7 @@ class SqlTransaction:
                     for member, key, _ in index_entries(document_of(text, "devices", tenant_id, device_id))
                 ],
             )
-            await self._combine(_count, _Counted(tenant_id, ids, -1))
+            await self._combine(count_changes, Counted(tenant_id, ids, -1))
         return Slice(len(ids), rows[-1][0] if len(rows) == limit else None)
 
     async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
@@ -730,7 +746,7 @@ class SqlTransaction:
         )
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
-        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, _auth_key(auth_id))
+        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, auth_key(auth_id))
         if row is None:
             return None
         device_id, text = row
@@ -746,7 +762,7 @@ class SqlTransaction:
         """Find a pair of type and auth-id that another device has."""
         if not stored.credentials:
             return
-        keys = [(stored.tenant_id, one.type, _auth_key(one.auth_id)) for one in stored.credentials]
+        keys = [(stored.tenant_id, one.type, auth_key(one.auth_id)) for one in stored.credentials]
         found = await self._each(FIND_CREDENTIAL, keys)
         for credential, row in zip(stored.credentials, found, strict=True):
             if row is not None and row[0] != stored.device_id:
@@ -758,10 +774,10 @@ class SqlTransaction:
                 INSERT_CREDENTIAL,
                 stored.tenant_id,
                 credential.type,
-                _auth_key(credential.auth_id),
+                auth_key(credential.auth_id),
                 stored.device_id,
                 position,
-                _text(stored_document(credential)),
+                text_of(stored_document(credential)),
             )
             if not inserted:
                 raise _auth_id_conflict(credential)
@@ -786,8 +802,8 @@ class SqlTransaction:
             identity.name,
             identity.mechanism,
             identity.password_hash,
-            _text(dict(identity.authorities)),
-            _microseconds(identity.created),
+            text_of(dict(identity.authorities)),
+            microseconds(identity.created),
         )
 
     async def delete_identity(self, name: str) -> None:
@@ -809,7 +825,7 @@ class SqlTransaction:
             operator.name,
             operator.password_hash,
             int(operator.may_reveal_secrets),
-            _microseconds(operator.created),
+            microseconds(operator.created),
         )
 
     async def delete_operator(self, name: str) -> None:
@@ -833,7 +849,7 @@ def _auth_id_conflict(credential: Credential) -> Conflict:
 # Counting devices: last in a transaction, because every other one of the tenant waits from here on for its end
 
 
-class _Counted(NamedTuple):
+class Counted(NamedTuple):
     """Devices of a tenant that have come (1) or gone (-1)."""
 
     tenant_id: str
@@ -841,7 +857,7 @@ class _Counted(NamedTuple):
     change: int
 
 
-async def _count(session: Session, counted: Sequence[_Counted]) -> list[int]:
+async def count_changes(session: Session, counted: Sequence[Counted]) -> list[int]:
     """Count devices in `tenant_usage` and `device_ranges`.
 
     The row of the tenant comes first: whoever has it locked is alone with the tenant's ranges, so that nobody splits
@@ -866,7 +882,7 @@ async def _count(session: Session, counted: Sequence[_Counted]) -> list[int]:
     return [next(after[one.tenant_id]) for one in counted]
 
 
-async def _count_in_ranges(session: Session, counted: Sequence[_Counted]) -> None:
+async def _count_in_ranges(session: Session, counted: Sequence[Counted]) -> None:
     devices = [(one.tenant_id, device_id, one.change) for one in counted for device_id in one.device_ids]
     found = await session.each(FIND_RANGE, [(tenant_id, device_id) for tenant_id, device_id, _ in devices])
     present: dict[tuple[str, str], int] = {}
@@ -946,7 +962,7 @@ class SqlLookups:
         return [row[0] for row in rows]
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
-        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, _auth_key(auth_id))
+        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, auth_key(auth_id))
         return None if row is None else CredentialRow(*row)
 
     async def find_operator(self, name: str) -> OperatorRow | None:

@@ -38,13 +38,13 @@ from urllib.parse import quote
 
 from kamado.errors import Unavailable
 from kamado.storage.migrations import Migration, apply_migrations, find_version, load_migrations
+from kamado.storage.records import RegistryTransaction
 from kamado.storage.sql import (
     Combined,
     OlderSchema,
     Row,
     Session,
     SqlLookups,
-    SqlTransaction,
     StorageError,
     StoreSettings,
     UnusableFile,
@@ -946,7 +946,7 @@ def _fail(future: "asyncio.Future[None]", error: BaseException) -> None:
         future.set_exception(error)
 
 
-class SqliteStore(SqliteEngine[SqlTransaction]):
+class SqliteStore(SqliteEngine[RegistryTransaction]):
     """`store.Store` over one SQLite file; see there. Made by `open_sqlite`."""
 
     async def open(self) -> None:
@@ -973,9 +973,9 @@ class SqliteStore(SqliteEngine[SqlTransaction]):
         await super().close()
 
 
-def _registry(migrations: tuple[Migration, ...] | None) -> Content[SqlTransaction]:
+def _registry(migrations: tuple[Migration, ...] | None) -> Content[RegistryTransaction]:
     return Content(
-        transaction=SqlTransaction, migrations=load_migrations("sqlite") if migrations is None else migrations
+        transaction=RegistryTransaction, migrations=load_migrations("sqlite") if migrations is None else migrations
     )
 
 
