@@ -154,15 +154,22 @@ class PostgresqlServer:
         version: Major version: 16 or 18.
         settings: Of `postgresql.conf`, on top of those that make a server cheap (`fsync=off` among them). What is
             committed survives `kill` nevertheless.
+        primary: A server that runs, to follow as a hot standby until `promote`.
     """
 
-    def __init__(self, *, version: int = 16, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        version: int = 16,
+        settings: Mapping[str, str] | None = None,
+        primary: "PostgresqlServer | None" = None,
+    ) -> None:
         self.programs = _programs(version)
         self.settings = _SETTINGS | dict(settings or {})
         self.directory = _home().new_directory()
         self.data_dir = self.directory / "data"
         self.log = self.directory / "postgresql.log"
-        self._password = secrets.token_hex(16)
+        self._password: str = secrets.token_hex(16) if primary is None else primary._password
         self._numbers = count(1)
         self._process: subprocess.Popen[bytes] | None = None
         # Bound, and never listening: the system gives the port to nobody else while the server is down, and lets the
@@ -173,6 +180,21 @@ class PostgresqlServer:
         self.port: int = self._reservation.getsockname()[1]
         locale, environment = _locale()
         self._environment = {"TZ": "UTC"} | environment
+        if primary is None:
+            self._make_files(locale)
+        else:
+            source = f"postgresql://postgres:{self._password}@127.0.0.1:{primary.port}/postgres"
+            self._run_program(
+                "pg_basebackup",
+                f"--pgdata={self.data_dir}",
+                f"--dbname={source}",
+                "--write-recovery-conf",
+                "--no-sync",
+                "--checkpoint=fast",
+            )
+        self._is_new = primary is None
+
+    def _make_files(self, locale: str) -> None:
         password_file = self.directory / "password"
         password_file.write_text(self._password)
         self._run_program(
@@ -187,7 +209,6 @@ class PostgresqlServer:
             "--set=scram_iterations=1",
             "--no-sync",
         )
-        self._is_new = True
 
     def _run_program(self, name: str, *arguments: str) -> None:
         """Run a program of PostgreSQL as whoever runs the server."""
@@ -275,6 +296,10 @@ class PostgresqlServer:
         """Stop and start again, on the same port."""
         self.stop(immediate=immediate)
         self.start()
+
+    def promote(self) -> None:
+        """Make a primary of a standby, and wait until it is."""
+        assert self.run_sql("SELECT pg_promote()") == "t"
 
     def close(self) -> None:
         """Stop the server and remove all that it had."""

@@ -44,7 +44,10 @@ class _Link:
                     self._is_deaf = True
             elif self._is_deaf:
                 self._proxy.cut_after = None
+                self._proxy.is_refusing = self._proxy.is_refusing or self._proxy.refuses_then
                 break
+            elif self._proxy.replace is not None:
+                data = data.replace(*self._proxy.replace)
             if self._proxy.delay:
                 await asyncio.sleep(self._proxy.delay)
             writer.write(data)
@@ -66,6 +69,11 @@ class Proxy:
         """A connection whose client sends this is cut before the server has it; once."""
         self.cut_after: bytes | None = None
         """A connection whose client sends this is cut when the server has answered, of which nothing arrives; once."""
+        self.refuses_then = False
+        """Whether `cut_after` is followed by `refuse`."""
+        self.is_refusing = False
+        self.replace: tuple[bytes, bytes] | None = None
+        """What servers say, and what clients hear instead."""
         self._links: dict[_Link, asyncio.Task[None]] = {}
         self._loop = asyncio.new_event_loop()
         self.is_open = asyncio.Event()
@@ -91,10 +99,13 @@ class Proxy:
         self._loop.close()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        if self.is_refusing:
+            client.transport.abort()
+            return
         try:
             server_reader, server = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
@@ -121,15 +132,11 @@ class Proxy:
         for link in list(self._links):
             link.cut()
 
-    async def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        await self._cut()
-
     async def _close(self) -> None:
+        assert self._server is not None
         self.is_open.set()
-        await self._refuse()
+        self._server.close()
+        await self._cut()
         await asyncio.gather(*self._links.values())
 
     def through(self, url: str) -> str:
@@ -148,12 +155,13 @@ class Proxy:
         self._run(self._cut())
 
     def refuse(self) -> None:
-        """Reset all connections and take no more."""
-        self._run(self._refuse())
+        """Reset all connections, and new ones at once."""
+        self.is_refusing = True
+        self.cut()
 
     def accept(self) -> None:
-        """Take connections again, on the same port."""
-        self._run(self._listen())
+        """Take connections again."""
+        self.is_refusing = False
 
     def swallow(self) -> None:
         """Let nothing through from now on, and close nothing."""

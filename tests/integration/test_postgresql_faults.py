@@ -255,12 +255,9 @@ def test_a_commit_that_nobody_can_be_asked_about_is_told_as_such(server: Postgre
         async def test(store: PostgresqlStore) -> None:
             device_id = new_id("d")
             began = time.monotonic()
-            proxy.cut_after = COMMIT
-            creating = asyncio.create_task(create(store, device_id))
-            await until(lambda: not proxy.will_cut)
-            proxy.refuse()
+            proxy.cut_after, proxy.refuses_then = COMMIT, True
             with pytest.raises(OutcomeUnknown, match="ask once more"):
-                await creating
+                await create(store, device_id)
             assert time.monotonic() - began < 6
             proxy.accept()
 
