@@ -464,6 +464,7 @@ async def _open_copied(
 
     settings = StoreSettings(
         auto_migrate=may_change,
+        is_bulk=may_change,
         may_be_unfinished=may_be_unfinished,
         pool_min=1,
         acquire_timeout=_COPY_CONNECT_TIMEOUT,

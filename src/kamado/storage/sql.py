@@ -112,6 +112,8 @@ class StoreSettings:
     """Searches that may wait or run; one more is refused."""
     search_timeout: float = 10.0
     """Seconds after which a search is given up."""
+    is_bulk: bool = False
+    """Very much is going to be written, and can be written again: a power cut may undo the last transactions."""
     may_be_unfinished: bool = False
     """Open a database, too, that is an unfinished copy of another one."""
     # What follows concerns PostgreSQL only.
