@@ -552,7 +552,7 @@ COMMANDS_WITH_A_DATABASE = {
 
 def make_newer(database: Path) -> None:
     with sqlite3.connect(database) as connection:
-        connection.execute("INSERT INTO schema_version VALUES (9999, 'later', '2030-01-01')")
+        connection.execute("INSERT INTO schema_version (version, name, applied) VALUES (9999, 'later', '2030-01-01')")
     connection.close()
 
 

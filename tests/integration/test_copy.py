@@ -27,6 +27,7 @@ from tests.contract.records import (
 )
 from tests.databases import Databases, make_databases, query
 from tests.integration.registry import kamado, poll
+from tests.postgresql import PostgresqlServer
 
 from kamado import transfer
 from kamado.errors import Conflict, Unavailable
@@ -396,6 +397,28 @@ def test_a_copy_that_was_ended_goes_on(places: Places, target_kind: str, sign: s
     assert "Going on after" in result.stderr
     assert "Both databases are equal" in result.stdout
     assert run(with_store(target, records)) == run(with_store(source, records))
+
+
+def test_a_copy_whose_target_is_lost_goes_on(places: Places) -> None:
+    source = places.new("sqlite")
+    run(with_store(source, partial(fill_devices, number=10_000)))
+    with PostgresqlServer() as server:
+        target = server.create_database()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kamado", "copy", "--from", source, "--to", target],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        poll(lambda: '"devices"' in (state_of(target) or ""), what="a first page of devices")
+        server.kill()
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 69
+        assert "The same command goes on where it stopped" in errors
+        assert output == ""
+        server.start()
+        assert "Going on after" in copy(source, target).stderr
+        assert run(with_store(target, records)) == run(with_store(source, records))
 
 
 def test_an_unfinished_copy_is_not_used(places: Places) -> None:
