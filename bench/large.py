@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPConnection
 from urllib.parse import urlencode
 
@@ -15,7 +16,7 @@ from rich.progress import Progress
 from kamado.credentials import CredentialRules, merge, parse_credentials
 from kamado.devices import parse_device
 from kamado.document import Identifiers, new_id
-from kamado.storage import open_store
+from kamado.storage import StoreSettings, open_store
 from kamado.store import StoredCredentials, StoredDevice, StoredTenant, Transaction
 from kamado.tenants import Tenant
 
@@ -34,7 +35,8 @@ async def _fill(url: str, tenant_id: str, number: int, *, with_credentials: bool
     rules = CredentialRules(identifiers=Identifiers())
     order = list(range(number))
     random.Random(1).shuffle(order)
-    store = await open_store(url)
+    # So many rows take a while.
+    store = await open_store(url, StoreSettings(statement_timeout=60.0))
     try:
         if await store.read(lambda transaction: transaction.count_devices(tenant_id)) == number:
             return
@@ -43,31 +45,39 @@ async def _fill(url: str, tenant_id: str, number: int, *, with_credentials: bool
             await store.write(lambda transaction: transaction.insert_tenant(tenant))
         with Progress(console=console, transient=True) as bar:
             for start in bar.track(range(0, number, _SLICE), description=f"Filling {tenant_id}"):
-
-                async def insert(transaction: Transaction, start: int = start) -> None:
-                    for index in order[start : start + _SLICE]:
-                        device = StoredDevice(
-                            tenant_id=tenant_id,
-                            device_id=_device_id(index),
-                            version=new_id(),
-                            created=now,
-                            device=parse_device(_document(index, number)),
-                        )
-                        psk = {"type": "psk", "auth-id": _device_id(index), "secrets": [{"key": "AAAA"}]}
-                        update = parse_credentials(
-                            [psk] if with_credentials else [], rules=rules, trust_anchors=(), now=now
-                        )
-                        credentials = StoredCredentials(
-                            tenant_id=tenant_id,
-                            device_id=_device_id(index),
-                            version=new_id(),
-                            credentials=tuple(merge((), update)),
-                        )
-                        await transaction.insert_device(device, credentials)
-
-                await store.write(insert)
+                devices = [
+                    _device(tenant_id, index, number, now, rules if with_credentials else None)
+                    for index in order[start : start + _SLICE]
+                ]
+                await store.write(partial(_insert, devices))
     finally:
         await store.close()
+
+
+async def _insert(devices: list[tuple[StoredDevice, StoredCredentials]], transaction: Transaction) -> None:
+    await transaction.insert_devices(devices)
+
+
+def _device(
+    tenant_id: str, index: int, number: int, now: datetime, rules: CredentialRules | None
+) -> tuple[StoredDevice, StoredCredentials]:
+    """Make a device, with a credential if there are rules for one."""
+    device = StoredDevice(
+        tenant_id=tenant_id,
+        device_id=_device_id(index),
+        version=new_id(),
+        created=now,
+        device=parse_device(_document(index, number)),
+    )
+    psk = {"type": "psk", "auth-id": _device_id(index), "secrets": [{"key": "AAAA"}]}
+    update = () if rules is None else parse_credentials([psk], rules=rules, trust_anchors=(), now=now)
+    credentials = StoredCredentials(
+        tenant_id=tenant_id,
+        device_id=_device_id(index),
+        version=new_id(),
+        credentials=tuple(merge((), update)),
+    )
+    return device, credentials
 
 
 def _device_id(index: int) -> str:

@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 
@@ -21,6 +22,11 @@ settings.register_profile(
     derandomize="KAMADO_FUZZ_SECONDS" not in os.environ,
 )
 settings.load_profile("kamado")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and with them whatever they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -180,7 +180,7 @@ def swap_rows(path: Path) -> None:
 
 def make_newer(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("INSERT INTO schema_version VALUES (9999, 'later', '2030-01-01')")
+        connection.execute("INSERT INTO schema_version (version, name, applied) VALUES (9999, 'later', '2030-01-01')")
 
 
 def make_foreign(path: Path) -> None:
