@@ -20,7 +20,7 @@ from kamado.storage import StoreSettings, open_store
 from kamado.store import StoredCredentials, StoredDevice, StoredTenant, Transaction
 from kamado.tenants import Tenant
 
-__all__ = ["delete_all", "fill", "searches"]
+__all__ = ["delete_all", "fill", "searches", "some_device_ids"]
 
 _SLICE = 5000
 
@@ -78,6 +78,11 @@ def _device(
         credentials=tuple(merge((), update)),
     )
     return device, credentials
+
+
+def some_device_ids(number: int, some: int) -> list[str]:
+    """Return the ids of some of the devices, in no order."""
+    return [_device_id(index) for index in random.Random(3).sample(range(number), some)]
 
 
 def _device_id(index: int) -> str:

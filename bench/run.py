@@ -471,10 +471,24 @@ class Bench:
         subject = "get-cmd-handling-adapter-instances"
         self.add(self.amqp(subject, target, subject, lines, (1, 100)))
 
+    def large_look_ups(self) -> None:
+        """Look-ups of a tenant with very many devices (`--large`), all over it."""
+        tenant = self.fill_large()
+        ids = large.some_device_ids(self.large, 100_000)
+        credentials = [json.dumps({"type": "psk", "auth-id": id_}) for id_ in ids]
+        for in_flight in (1, 100):
+            name = f"{self.large:,} devices"
+            self.add(self.amqp(f"assert, {name}", f"registration/{tenant}", "device", ids, (1, in_flight)))
+            self.add(self.amqp(f"credentials, {name}", f"credentials/{tenant}", "body", credentials, (1, in_flight)))
+
+    def fill_large(self) -> str:
+        tenant = f"large-{self.large}"
+        large.fill(self.storage, tenant, self.large, with_credentials=True, console=console)
+        return tenant
+
     def search(self) -> None:
         """Searches of a tenant with very many devices (`--large`)."""
-        tenant = f"large-{self.large}"
-        large.fill(self.storage, tenant, self.large, with_credentials=False, console=console)
+        tenant = self.fill_large()
         for name, lines, goal in large.searches(tenant, self.large):
             for connections in (1, 8) if goal is not None else (1,):
                 result = self.http(f"search: {name}", lines, "200", connections)
@@ -553,6 +567,7 @@ MEASUREMENTS = {
     "provisioning": Bench.provisioning,
     "create": Bench.create,
     "connections": Bench.connections,
+    "large": Bench.large_look_ups,
     "search": Bench.search,
     "delete-all": Bench.delete_all,
 }
