@@ -3,6 +3,7 @@
 # make check   format, lint and types; part of make test
 # make conformance  write the table of docs/conformance.md from the tests
 # make fuzz    throw any bytes at the front doors for some minutes (FUZZ_SECONDS for each test)
+# make chaos   kill instances, databases and connections for some minutes (CHAOS_SECONDS; CHAOS_SEED says what happens)
 # make bench   measure (minutes); figures belong into docs/performance.md
 # make bench-postgresql  the same on a PostgreSQL server that is started for it
 # make .venv   install only
@@ -14,9 +15,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # How many tests run side by side.
 JOBS ?= 4
 FUZZ_SECONDS ?= 30
+CHAOS_SECONDS ?= 300
+CHAOS_SEED ?= $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check conformance format bench bench-postgresql fuzz clean
+.PHONY: help serve test check conformance format bench bench-postgresql fuzz chaos clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -53,6 +56,9 @@ conformance: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	KAMADO_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest --numprocesses 2 tests/fuzz
+
+chaos: $(VENV)/installed-dev
+	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m pytest --capture=no tests/chaos/test_chaos.py
 
 ## Options of bench/run.py, as in make bench BENCH="--only assert"; see --help.
 BENCH ?=
