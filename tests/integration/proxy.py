@@ -39,6 +39,7 @@ class _Link:
                 before, after = self._proxy.cut_before, self._proxy.cut_after
                 if before is not None and before in data:
                     self._proxy.cut_before = None
+                    self._proxy.is_refusing = self._proxy.is_refusing or self._proxy.refuses_then
                     break
                 if after is not None and after in data:
                     self._is_deaf = True
@@ -70,7 +71,7 @@ class Proxy:
         self.cut_after: bytes | None = None
         """A connection whose client sends this is cut when the server has answered, of which nothing arrives; once."""
         self.refuses_then = False
-        """Whether `cut_after` is followed by `refuse`."""
+        """Whether `cut_before` and `cut_after` are followed by `refuse`."""
         self.is_refusing = False
         self.replace: tuple[bytes, bytes] | None = None
         """What servers say, and what clients hear instead."""

@@ -292,6 +292,36 @@ def test_a_server_that_was_restarted_is_asked_what_became_of_a_commit(server: Po
         with_store(proxy.through(url), test)
 
 
+def test_after_a_crash_no_other_transaction_is_taken_for_the_one_that_was_lost() -> None:
+    """A server that has crashed gives numbers of transactions again, of which nothing had been written yet."""
+    with PostgresqlServer(settings={"wal_writer_delay": "10000ms"}) as server, Proxy(server.port) as proxy:
+        url = server.create_database()
+        name = url.rpartition("/")[2]
+
+        def crash() -> None:
+            server.kill()
+            server.start()
+            server.run_sql("SELECT txid_current();" * 100, name)
+
+        async def test(store: PostgresqlStore) -> None:
+            await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+            await create(store)
+            device_id = new_id("d")
+            proxy.cut_before, proxy.refuses_then = COMMIT, True
+            creating = asyncio.create_task(create(store, device_id))
+            await until(lambda: not proxy.will_cut)
+            await asyncio.to_thread(crash)
+            proxy.refuses_then = False
+            proxy.accept()
+            try:
+                await creating
+            except Unavailable:
+                return
+            assert await has(store, device_id)
+
+        with_store(proxy.through(url), test)
+
+
 # Whatever is raised
 
 

@@ -97,6 +97,10 @@ _CONNECT_PAUSES: Final = (0.2, 5.0)
 """The first and the longest pause between two tries at the start, seconds."""
 _STATUS_TIME: Final = 3.0
 """Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
+_RUN: Final = "kamado.run"
+_FIND_RUN: Final = "concat(pg_postmaster_start_time(), ' ', (SELECT stats_reset FROM pg_stat_bgwriter))"
+"""Tells one run of a server from the next: it is another after each crash, with which the statistics go. A setting of
+each connection, since none outlives a run."""
 _LOG_INTERVAL: Final = 1.0
 _GRACE: Final = 1.0
 """Seconds by which we wait longer than the database itself does."""
@@ -300,7 +304,8 @@ class Database:
         timeout = self._settings.statement_timeout * 1000
         settings = _SETTINGS | {"statement_timeout": f"{timeout:.0f}ms", "lock_timeout": f"{timeout / 2:.0f}ms"}
         names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
-        await connection.fetch(f"SELECT {names}", *(word for pair in settings.items() for word in pair))
+        words = [word for pair in settings.items() for word in pair]
+        await connection.fetch(f"SELECT {names}, set_config('{_RUN}', {_FIND_RUN}, false)", *words)
 
     async def open(self) -> None:
         """Make the pool.
@@ -726,10 +731,12 @@ class _Job:
 
 @dataclass(slots=True)
 class _Mark:
-    """How a transaction is found again: its number, and the history of the database that this belongs to."""
+    """How a transaction is found again: its number, and the history of the database and the run of the server that this
+    belongs to."""
 
     number: int = 0
     timeline: str = ""
+    run: str | None = None
     is_committing: bool = False
 
 
@@ -902,7 +909,7 @@ class Transactions:
                 if self._writes:
                     row = await connection.fetchrow(_FIND_MARK)
                     assert row is not None
-                    mark.number, mark.timeline = row
+                    mark.number, mark.timeline, mark.run = row
                 executor = Executor(connection, may_lock=self._writes)
                 outcomes = await run_together([job.work(self._transaction) for job in jobs], executor.execute)
                 if any(map(_is_spoilt, outcomes)):
@@ -932,23 +939,29 @@ class Transactions:
                     row = await connection.fetchrow(_FIND_OUTCOME, mark.number, timeout=_GRACE)
                 finally:
                     connection.terminate()
+            except asyncpg.InvalidParameterValueError:
+                # A number that is still to come: the server has crashed before anything of the transaction was on disk.
+                return False
             except _DRIVER_ERRORS:
                 self._database.watch()
             else:
                 assert row is not None
-                timeline, status = row
+                timeline, run, status = row
                 if timeline != mark.timeline or status is None:
                     # Another server has taken over: it may have got this transaction or not, and has its own numbers.
                     return None
-                if status != "in progress":
-                    return bool(status == "committed")
+                if status == "aborted":
+                    return False
+                if status == "committed":
+                    # After a crash, numbers of which nothing was on disk are given again: it may be another one.
+                    return True if run is not None and run == mark.run else None
             await asyncio.sleep(_PROBE_INTERVALS[0])
         return None
 
 
 _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
-_FIND_MARK: Final = f"SELECT txid_current(), {_TIMELINE}"
-_FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, txid_status($1)"
+_FIND_MARK: Final = f"SELECT txid_current(), {_TIMELINE}, current_setting('{_RUN}', true)"
+_FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, current_setting('{_RUN}', true), txid_status($1)"
 
 
 def _is_spoilt(outcome: Outcome[Any]) -> bool:
