@@ -327,6 +327,7 @@ def _levels(value: object) -> dict[str, str]:
 
 
 _POSTGRESQL = ("postgresql://", "postgres://")
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?")
 
 
 def _database_url(value: object, directory: Path) -> str:
@@ -344,7 +345,13 @@ def _postgresql_url(value: object) -> str:
     text = _text(value)
     parts = urlsplit(text)
     # Several hosts, each perhaps with a port, are more than the standard library reads.
-    if not text.startswith(_POSTGRESQL) or not parts.netloc or not parts.path.strip("/") or parts.fragment:
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if not text.startswith(_POSTGRESQL) or not parts.path.strip("/") or parts.fragment:
+        raise ValueError
+    # A directory of sockets is no host: postgresql:///registry?host=/run/postgresql.
+    if hosts == [""] and "host=" in parts.query:
+        return text
+    if not all(_HOST_AND_PORT.fullmatch(host) for host in hosts):
         raise ValueError
     return text
 

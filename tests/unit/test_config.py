@@ -225,12 +225,29 @@ def test_value_of_a_secret_is_not_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["memory://", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a?mode=ro", "sqlite://a.db", "x"]
+    "url",
+    [
+        *("memory://", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a?mode=ro", "sqlite://a.db", "x"),
+        *("postgresql://h", "postgresql:///x", "postgresql://h:1:2/x", "postgresql://h:port/x", "postgresql://a,/x"),
+        *("postgresql://h/x#y", "postgresql://h/"),
+    ],
 )
 def test_wrong_databases(tmp_path: Path, url: str) -> None:
     """There is no memory:// (settled)."""
     (problem,) = problems_of(tmp_path, "", f"storage.url={url}")
     assert problem.startswith("storage.url (--set)")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://h/x", "postgres://u:p@h:5432/x", "postgresql://u@a:1,b:2/x?target_session_attrs=read-write"),
+        *("postgresql://[::1]:5432/x", "postgresql:///x?host=/run/postgresql", "postgresql://u@/x?host=/tmp&port=1"),
+    ],
+)
+def test_postgresql_is_named_as_libpq_does(tmp_path: Path, url: str) -> None:
+    config = config_of(tmp_path, "", f"storage.url={url}", f"storage.read_url={url}")
+    assert (config.storage.url, config.storage.read_url, config.storage.file) == (url, url, None)
 
 
 def test_relative_paths_start_from_where_they_are_written(tmp_path: Path) -> None:

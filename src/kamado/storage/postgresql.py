@@ -1167,7 +1167,7 @@ async def _open_schema(
             cause = error.__cause__ if isinstance(error, _Failed) and error.__cause__ is not None else error
             text = _opening_text(database.name, cause)
             wait = pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-            is_final = not isinstance(cause, _PASSING) or isinstance(cause, asyncpg.ClientConfigurationError)
+            is_final = not isinstance(cause, _PASSING) or isinstance(cause, ValueError)
             if is_final or time.monotonic() + wait > end:
                 raise StorageError(text) from error
             _log.warning("database not open yet", extra={"database": database.name, "error": text})
@@ -1183,12 +1183,18 @@ def _opening_text(name: str, error: BaseException) -> str:
             return f"{name} does not exist: create the database first ({error})"
         case asyncpg.InsufficientPrivilegeError():
             return f"{name}: the role has no right to do that: {error}"
-        case asyncpg.ClientConfigurationError():
+        case ValueError():
             return f"storage.url: {error}"
         case asyncpg.UndefinedTableError():
             return f"{name} holds tables of another program, or the role sees another schema: {error}"
         case TimeoutError():
             return f"{name} cannot be reached: no answer"
+        case ConnectionRefusedError():
+            return f"{name} cannot be reached: no server listens there"
+        case FileNotFoundError():
+            return f"{name} cannot be used: a file that the URL names does not exist"
+        case OSError() if error.strerror:
+            return f"{name} cannot be reached: {error.strerror}"
     return f"{name} cannot be used: {error or type(error).__name__}"
 
 
