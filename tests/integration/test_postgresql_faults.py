@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from tests.contract.records import CREATED, credential, stored_credentials, stored_device, stored_tenant
 from tests.integration.proxy import Proxy
-from tests.integration.registry import new_id
+from tests.integration.registry import new_id, poll
 from tests.postgresql import PostgresqlServer
 
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
@@ -292,15 +292,29 @@ def test_a_server_that_was_restarted_is_asked_what_became_of_a_commit(server: Po
         with_store(proxy.through(url), test)
 
 
-def test_after_a_crash_no_other_transaction_is_taken_for_the_one_that_was_lost() -> None:
+@pytest.mark.parametrize("version", [16, 18])
+@pytest.mark.parametrize("restarts", [True, False])
+def test_after_a_crash_no_other_transaction_is_taken_for_the_one_that_was_lost(version: int, restarts: bool) -> None:
     """A server that has crashed gives numbers of transactions again, of which nothing had been written yet."""
-    with PostgresqlServer(settings={"wal_writer_delay": "10000ms"}) as server, Proxy(server.port) as proxy:
+    settings = {"wal_writer_delay": "10000ms"}
+    with PostgresqlServer(version=version, settings=settings) as server, Proxy(server.port) as proxy:
         url = server.create_database()
         name = url.rpartition("/")[2]
 
+        def answers() -> bool:
+            with suppress(AssertionError):
+                return server.run_sql("SELECT 1", name) == "1"
+            return False
+
         def crash() -> None:
-            server.kill()
-            server.start()
+            if restarts:
+                server.kill()
+                server.start()
+            else:
+                # One backend, because of which the server throws all others out and recovers.
+                with pytest.raises(AssertionError, match="server closed the connection"):
+                    server.run_sql("COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'", name)
+                poll(answers, what="recovery")
             server.run_sql("SELECT txid_current();" * 100, name)
 
         async def test(store: PostgresqlStore) -> None:
