@@ -539,6 +539,32 @@ def test_credentials_that_were_waited_for_are_those_of_the_version_that_was_foun
     with_store(url, test, StoreSettings())
 
 
+def test_credentials_whose_device_was_created_meanwhile_are_not_deleted_as_left_over(url: str) -> None:
+    """With lenient referential integrity (management 8.1) a set may be there before its device."""
+
+    async def test(store: PostgresqlStore) -> None:
+        device_id = new_id("d")
+        first = stored_credentials(TENANT, device_id, [credential("psk", "first")])
+        await store.write(lambda tx: tx.replace_credentials(first))
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute("UPDATE credential_sets SET version = 'new' WHERE device_id = $1", device_id)
+            await other.execute(
+                "INSERT INTO devices (tenant_id, device_id, version, created, document) VALUES ($1, $2, 'v', 0, '{}')",
+                TENANT,
+                device_id,
+            )
+            deleting = asyncio.create_task(store.write(lambda tx: tx.delete_credential_sets(TENANT, "", 10)))
+            await somebody_waits(other)
+            await other.execute("COMMIT")
+        assert await deleting == (0, None)
+        found = await store.read(lambda tx: tx.find_credentials(TENANT, device_id))
+        assert found is not None
+        assert len(found.credentials) == 1
+
+    with_store(url, test, StoreSettings())
+
+
 # Limits
 
 

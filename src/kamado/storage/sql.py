@@ -264,9 +264,8 @@ DELETE_SOME_SETS = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_
 DELETE_SOME_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 DELETE_SOME_DEVICES = "DELETE FROM devices WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 LIST_NEXT_SETS = """
-SELECT s.device_id, d.device_id IS NULL
-FROM credential_sets s LEFT JOIN devices d ON d.tenant_id = s.tenant_id AND d.device_id = s.device_id
-WHERE s.tenant_id = ?1 AND s.device_id > ?2 ORDER BY s.device_id LIMIT ?3 FOR UPDATE OF s"""
+SELECT device_id FROM credential_sets WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3 FOR UPDATE"""
+LIST_PRESENT = "SELECT device_id FROM devices WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 
 # What searches go by: the values of documents, and how many devices there are in each range of ids
 
@@ -713,7 +712,13 @@ class SqlTransaction:
 
     async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
         rows = await self._all(LIST_NEXT_SETS, tenant_id, after, limit)
-        ids = [device_id for device_id, has_no_device in rows if has_no_device]
+        # A statement of its own: one that has waited sees nothing but what it has locked as it is now.
+        present = set()
+        if rows:
+            present = {
+                row[0] for row in await self._all(LIST_PRESENT, tenant_id, self._array([row[0] for row in rows]))
+            }
+        ids = [device_id for (device_id,) in rows if device_id not in present]
         if ids:
             some = self._array(ids)
             await self._run(DELETE_SOME_CREDENTIALS, tenant_id, some)
