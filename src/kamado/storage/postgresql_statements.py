@@ -18,7 +18,7 @@ __all__ = ["Statement", "translate"]
 
 _PARAMETER: Final = re.compile(r"\?(\d+)")
 _ARRAY: Final = re.compile(r"= ANY\(\?(\d+)\)")
-_LOCK: Final = re.compile(r"\s+FOR (KEY SHARE|UPDATE( OF \w+)?)$")
+_LOCK: Final = re.compile(r"\s+FOR (KEY SHARE|UPDATE)$")
 _BOUND: Final = re.compile(r"\b(LIMIT|OFFSET) \?")
 _INSERT: Final = re.compile(
     r"INSERT INTO (?P<table>\w+)\s*\((?P<columns>[^)]*)\)\s*VALUES\s*\((?P<values>[^)]*)\)"

@@ -99,7 +99,7 @@ _WRITER_FAILED = "the database cannot be written any more; restart the registry"
 
 _creating = threading.Lock()
 
-_LOCK = re.compile(r"\s+FOR (KEY SHARE|UPDATE( OF \w+)?)$")
+_LOCK = re.compile(r"\s+FOR (KEY SHARE|UPDATE)$")
 _PARAMETER = re.compile(r"\?(\d+)")
 _ARRAY = re.compile(r"= ANY\((\?\d+)\)")
 
