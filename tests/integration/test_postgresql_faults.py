@@ -19,7 +19,8 @@ from tests.postgresql import PostgresqlServer
 
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
 from kamado.storage import StorageError, StoreSettings, open_store
-from kamado.storage.postgresql import Executor, PostgresqlStore
+from kamado.storage.postgresql import PostgresqlStore
+from kamado.storage.postgresql_statements import Executor
 from kamado.store import Transaction
 
 TENANT = "acme"

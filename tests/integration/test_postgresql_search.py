@@ -15,7 +15,8 @@ from kamado.errors import Unavailable
 from kamado.search import Filter, Query, Sort, index_entries, matches, order_key
 from kamado.storage import StoreSettings, migrate
 from kamado.storage.escape import escape
-from kamado.storage.postgresql_search import Connection, PostgresqlSearches
+from kamado.storage.postgresql_database import Connection
+from kamado.storage.postgresql_search import PostgresqlSearches
 from kamado.store import Searches
 
 INSERT_DEVICE = "INSERT INTO devices (tenant_id, device_id, version, created, document) VALUES ('t', $1, 'v', $2, $3)"

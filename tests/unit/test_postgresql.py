@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
-from kamado.storage.postgresql import Connection, Executor, FairQueue
+from kamado.storage.postgresql_database import Connection
+from kamado.storage.postgresql_lanes import FairQueue
+from kamado.storage.postgresql_statements import Executor
 from kamado.storage.sql import Row
 from kamado.storage.together import LOCK_NAME
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
-from typing import Final, TypeAlias, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import asyncpg
 
@@ -22,6 +22,7 @@ from kamado.errors import Unavailable
 from kamado.search import Filter, Scalar, Sort, is_index
 from kamado.storage.escape import escape, unescape
 from kamado.storage.lanes import Lane, Lanes, TooSlow
+from kamado.storage.postgresql_database import Connection
 from kamado.storage.search import Order, SqlSearches
 from kamado.storage.sql import Row, StoreSettings, Value
 from kamado.store import Searches
@@ -52,9 +53,6 @@ _BEGIN: Final = "; ".join(
         "SET LOCAL enable_mergejoin = on",
     )
 )
-
-
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 
 class PostgresqlSearches:

@@ -10,11 +10,14 @@ cannot say that, by its key.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
+from kamado.storage.escape import escape, unescape
+from kamado.storage.postgresql_database import Connection
+from kamado.storage.sql import Row, Value
 from kamado.storage.together import LOCK_NAME
 
-__all__ = ["Statement", "translate"]
+__all__ = ["Executor", "Statement", "translate"]
 
 _PARAMETER: Final = re.compile(r"\?(\d+)")
 _ARRAY: Final = re.compile(r"= ANY\(\?(\d+)\)")
@@ -128,3 +131,108 @@ def _join_insert(statement: str) -> tuple[str | None, tuple[int, ...], bool]:
         [f"{parts['table']}.{name}" for name in names] + ([parts["returning"]] * bool(parts["returning"]))
     )
     return f"{insert} {parts['conflict'].strip()} RETURNING {returning}", key, False
+
+
+# Running them
+
+
+class _Statements:
+    """Statements that were translated, and the types of their parameters, which the database tells once."""
+
+    def __init__(self) -> None:
+        self._translated: dict[tuple[str, bool], Statement] = {}
+        self._joined: dict[str, str] = {}
+
+    def get(self, statement: str, *, may_lock: bool) -> Statement:
+        found = self._translated.get((statement, may_lock))
+        if found is None:
+            found = self._translated[statement, may_lock] = translate(statement, may_lock=may_lock)
+        return found
+
+    async def joined(self, connection: Connection, statement: Statement) -> str:
+        text = self._joined.get(statement.text)
+        if text is None:
+            assert statement.joined is not None
+            prepared = await connection.prepare(statement.text)
+            types = [parameter.name for parameter in prepared.get_parameters()]
+            text = self._joined[statement.text] = statement.joined.format(source=statement.source(types))
+        return text
+
+
+_statements = _Statements()
+
+
+def _sent(value: Value) -> Value:
+    # What is `Joined` is no plain text any more.
+    return escape(value) if type(value) is str else value
+
+
+def _read(row: Any) -> Row:
+    for value in row:
+        if type(value) is str and "\x01" in value:
+            return tuple(unescape(one) if type(one) is str else one for one in row)
+    return cast(Row, row)
+
+
+class Executor:
+    """Runs statements of `sql.py` on one connection.
+
+    Args:
+        connection: The connection.
+        may_lock: See `postgresql_statements.translate`.
+    """
+
+    def __init__(self, connection: Connection, *, may_lock: bool) -> None:
+        self._connection = connection
+        self._may_lock = may_lock
+
+    async def execute(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
+        """`together.Execute`."""
+        if statement == LOCK_NAME and not self._may_lock:
+            return [[]] * len(rows)
+        found = _statements.get(statement, may_lock=self._may_lock)
+        if not found.is_select:
+            return await self._change(found, rows)
+        # Many ask for the same tenant.
+        different = dict.fromkeys(map(tuple, rows))
+        if len(different) == 1:
+            result: Sequence[Row] = await self._run_one(found, rows[0])
+            return [result] * len(rows)
+        results = dict(zip(different, await self._run_many(found, list(different)), strict=True))
+        return [results[tuple(row)] for row in rows]
+
+    async def _change(self, statement: Statement, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
+        if len(rows) == 1:
+            return [await self._run_one(statement, rows[0])]
+        return await self._run_many(statement, rows)
+
+    async def _run_one(self, statement: Statement, parameters: Sequence[Value]) -> Sequence[Row]:
+        sent = [_sent(value) for value in parameters]
+        if statement.returns_rows:
+            return [_read(row) for row in await self._connection.fetch(statement.text, *sent)]
+        status = await self._connection.execute(statement.text, *sent)
+        number = status.rpartition(" ")[2]
+        return [()] * (int(number) if number.isdigit() else 0)
+
+    async def _run_many(self, statement: Statement, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
+        if statement.joined is None:
+            return [await self._run_one(statement, row) for row in rows]
+        text = await _statements.joined(self._connection, statement)
+        found = await self._connection.fetch(
+            text, *([_sent(value) for value in column] for column in zip(*rows, strict=True))
+        )
+        if statement.is_certain:
+            return [[()]] * len(rows)
+        results: list[list[Row]] = [[] for _ in rows]
+        if not statement.key:
+            for row in found:
+                results[row[0] - 1].append(_read(row[1:]))
+            return results
+        width = len(statement.key)
+        inserted = {tuple(map(unescape, row[:width])): _read(row[width:]) for row in found}
+        for parameters, result in zip(rows, results, strict=True):
+            # Of two with one key, the first has come in.
+            come = inserted.pop(tuple(cast(str, parameters[index]) for index in statement.key), None)
+            if come is not None:
+                result.append(come)
+        return results

@@ -1,0 +1,414 @@
+"""Connections to a PostgreSQL database: a pool, whether it can be reached, and the driver's errors in our words.
+
+What is behind an error decides what is done about it: a lost connection is tried once more on another, a clash with
+somebody else after a pause, a value that cannot be stored without the others.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from enum import Enum
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from kamado.errors import Unavailable
+from kamado.storage import shown_url
+from kamado.storage.sql import (
+    StoreSettings,
+)
+
+__all__ = [
+    "DRIVER_ERRORS",
+    "GRACE",
+    "PASSING",
+    "PROBE_INTERVALS",
+    "RUN",
+    "SLOW",
+    "Cause",
+    "Connection",
+    "Database",
+    "Failed",
+]
+
+_log = logging.getLogger(__name__)
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+RUN: Final = "kamado.run"
+_FIND_RUN: Final = "concat(pg_postmaster_start_time(), ' ', (SELECT stats_reset FROM pg_stat_bgwriter))"
+"""Tells one run of a server from the next: it is another after each crash, with which the statistics go. A setting of
+each connection, since none outlives a run."""
+_SETTINGS: Final = {
+    "application_name": "kamado",
+    # Whatever the statistics say of a table that was empty a minute ago: a point read goes by its index. Searches take
+    # these back for themselves.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+PROBE_INTERVALS: Final = (0.1, 0.2, 0.5)
+"""Seconds between two tries to reach a database that is away; the last one for all that follow."""
+_NEXT_HOST: Final = 0.25
+"""Seconds after which the next of several hosts is tried, too."""
+_SPARE_PAUSE: Final = 0.05
+"""Seconds between two tries to get a connection from a database that has none to spare."""
+_LOG_INTERVAL: Final = 1.0
+GRACE: Final = 1.0
+"""Seconds by which we wait longer than the database itself does."""
+_AWAY: Final = "the database cannot be reached"
+SLOW: Final = "the database took too long"
+
+
+class Cause(Enum):
+    """What is behind an error of the driver."""
+
+    LOST = "the connection"
+    CLASH = "something that goes on side by side"
+    PART = "what a statement was given, perhaps by one of many"
+    OTHER = "the state of the database"
+
+
+_CLASHES: Final = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    # Long before a statement has had its time: what waits for a lock is told from a database that is slow, and a
+    # deadlock is undone, which the database itself notices no sooner than after a second.
+    asyncpg.LockNotAvailableError,
+    # Whatever a use case relies on is there when it looks; if not at the end, somebody else was faster.
+    asyncpg.ForeignKeyViolationError,
+    asyncpg.UniqueViolationError,
+    asyncpg.InvalidCachedStatementError,
+)
+_LOSSES: Final = (
+    OSError,
+    TimeoutError,
+    EOFError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    # A primary that was demoted: the next connection leads to the new one.
+    asyncpg.ReadOnlySQLTransactionError,
+)
+PASSING: Final = (
+    *_LOSSES,
+    *_CLASHES,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+)
+"""What may be over in a moment, and so is waited for at the start."""
+DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+_MESSAGES: Final = (
+    (asyncpg.QueryCanceledError, SLOW),
+    (asyncpg.LockNotAvailableError, "somebody else keeps what is asked for locked"),
+    (TimeoutError, SLOW),
+    (asyncpg.DiskFullError, "the database cannot grow: the disk is full"),
+    (asyncpg.TooManyConnectionsError, "the database has no connection to spare"),
+    (asyncpg.ReadOnlySQLTransactionError, "the database is read only"),
+    (asyncpg.InsufficientPrivilegeError, "the database refuses: the role has no right to do that"),
+    (asyncpg.UndefinedTableError, "the database is not the one that was opened"),
+    *((loss, _AWAY) for loss in _LOSSES),
+)
+
+
+_PARTS: Final = (
+    asyncpg.exceptions.DataError,  # of the database
+    asyncpg.DataError,  # of the driver, which is an `InterfaceError`
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+
+
+def _cause_of(error: BaseException) -> Cause:
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return Cause.OTHER  # for the driver one of those that the connection is lost with
+    for kinds, cause in ((_CLASHES, Cause.CLASH), (_PARTS, Cause.PART), (_LOSSES, Cause.LOST)):
+        if isinstance(error, kinds):
+            return cause
+    return Cause.OTHER
+
+
+def _say(error: BaseException) -> str:
+    if not isinstance(error, _PARTS):
+        for kind, text in _MESSAGES:
+            if isinstance(error, kind):
+                return text
+    return "the database cannot be used now"
+
+
+class Failed(Unavailable):
+    """A failure of the driver in our words, with what is behind it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(_say(error))
+        self.cause = _cause_of(error)
+        self.is_locked = isinstance(error, asyncpg.LockNotAvailableError)
+
+
+def _split_hosts(url: str) -> list[str]:
+    """Return a URL for each host of one."""
+    parts = urlsplit(url)
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=f"{userinfo}{at}{host}")) for host in hosts.split(",")]
+
+
+def _give_up(task: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
+    """Close a connection that came too late."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
+
+
+def _drop(connection: Connection) -> None:
+    # One that is closed has gone back to the pool by itself, and lets nobody call it any more.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _keep(connection: Connection) -> None:
+    """Leave a connection as it is when it goes back: nobody changes its settings but for a transaction."""
+
+
+class Database:
+    """Connections to one PostgreSQL database, and whether it can be reached.
+
+    Args:
+        url: See `open_store`.
+        settings: See there.
+        min_size: How many connections there are at least.
+        max_size: How many there may be.
+        target: What a server must be if there are several and the URL does not say: `target_session_attrs`.
+    """
+
+    def __init__(
+        self, url: str, settings: StoreSettings, *, min_size: int, max_size: int, target: str = "read-write"
+    ) -> None:
+        self._urls = _split_hosts(url)
+        self._target = target
+        self.name = shown_url(url)
+        self._settings = settings
+        self._min_size = min_size
+        self._max_size = max_size
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._logged = ("", 0.0)
+
+    async def connect(self, patience: float | None = None) -> "asyncpg.Connection[asyncpg.Record]":
+        """Make a connection outside of the pool.
+
+        Args:
+            patience: Seconds; `storage.acquire_timeout` if omitted.
+        """
+        patience = self._settings.acquire_timeout if patience is None else patience
+        async with asyncio.timeout(patience):
+            connection = await self._connect(timeout=patience)
+            try:
+                await self._prepare(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
+
+    async def _connect(self, *_: object, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+        """Connect to the first host that will do: the one that did the last time, then the others, each a moment later.
+
+        The driver's own way with several hosts has one time-out for all, so that one which does not answer is in the
+        way of those behind it.
+        """
+        if len(self._urls) == 1:
+            return await asyncpg.connect(self._urls[0], **options)
+        if "target_session_attrs" not in self._urls[0]:
+            options["target_session_attrs"] = self._target
+        tries: dict[asyncio.Task[asyncpg.Connection[asyncpg.Record]], str] = {}
+        errors: list[Exception] = []
+        urls = deque(self._urls)
+        try:
+            while urls or tries:
+                if urls:
+                    task = asyncio.get_running_loop().create_task(asyncpg.connect(urls[0], **options))
+                    tries[task] = urls.popleft()
+                done, _rest = await asyncio.wait(
+                    tries, timeout=_NEXT_HOST if urls else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    url = tries.pop(task)
+                    try:
+                        connection = task.result()
+                    except DRIVER_ERRORS as error:
+                        errors.append(error)
+                    else:
+                        self._urls.sort(key=lambda one: one != url)
+                        return connection
+        finally:
+            for task in tries:
+                task.add_done_callback(_give_up)
+                task.cancel()
+        # What does not pass by itself says more than that another host is away.
+        raise next((error for error in errors if not isinstance(error, PASSING)), errors[0])
+
+    async def _prepare(self, connection: Connection) -> None:
+        # Not as parameters of the start: poolers in between refuse what they do not know.
+        timeout = self._settings.statement_timeout * 1000
+        settings = _SETTINGS | {"statement_timeout": f"{timeout:.0f}ms", "lock_timeout": f"{timeout / 2:.0f}ms"}
+        names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
+        words = [word for pair in settings.items() for word in pair]
+        await connection.fetch(f"SELECT {names}, set_config('{RUN}', {_FIND_RUN}, false)", *words)
+
+    async def open(self) -> None:
+        """Make the pool.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
+        try:
+            self._pool = await asyncpg.create_pool(
+                connect=self._connect,
+                min_size=self._min_size,
+                max_size=self._max_size,
+                max_queries=2**31,
+                timeout=self._settings.acquire_timeout,
+                command_timeout=self._settings.statement_timeout + GRACE,
+                statement_cache_size=512,
+                max_cached_statement_lifetime=0,
+                init=self._prepare,
+                reset=_keep,
+            )
+        except DRIVER_ERRORS as error:
+            raise self.failed(error) from error
+
+    def check(self) -> None:
+        """Tell at once that the database is away.
+
+        Raises:
+            Unavailable: It is.
+        """
+        if self._probe is not None:
+            raise Unavailable(_AWAY)
+
+    async def open_when_possible(self) -> None:
+        """Make the pool of a database that is not needed to start."""
+        try:
+            await self.open()
+        except Unavailable:
+            self.watch()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection; whatever the driver raises inside comes out as `Unavailable`.
+
+        Raises:
+            Unavailable: The database cannot be reached, or has failed.
+        """
+        self.check()
+        assert self._pool is not None, "it was opened"
+        try:
+            connection = await self._acquire(self._pool)
+        except DRIVER_ERRORS as error:
+            failed = self.failed(error)
+            if failed.cause is Cause.LOST:
+                self.watch()
+            raise failed from error
+        try:
+            yield connection
+        except DRIVER_ERRORS as error:
+            failed = self.failed(error)
+            if failed.cause is Cause.LOST:
+                # Others that lie idle have probably gone the same way.
+                _drop(connection)
+                await self._pool.expire_connections()
+                if isinstance(error, TimeoutError):
+                    # Nothing comes back: perhaps nothing goes through.
+                    self.watch()
+            raise failed from error
+        finally:
+            await self._release(connection)
+
+    async def _acquire(
+        self, pool: "asyncpg.Pool[asyncpg.Record]"
+    ) -> "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]":
+        end = time.monotonic() + self._settings.acquire_timeout
+        was_lost = False
+        while True:
+            try:
+                return await pool.acquire(timeout=max(0.0, end - time.monotonic()))
+            except asyncpg.TooManyConnectionsError:
+                # One of those that there are may be free in a moment.
+                if time.monotonic() + _SPARE_PAUSE > end:
+                    raise
+                await asyncio.sleep(_SPARE_PAUSE)
+            except DRIVER_ERRORS as error:
+                # One that was cut while it was made says nothing about the database.
+                if was_lost or isinstance(error, TimeoutError) or _cause_of(error) is not Cause.LOST:
+                    raise
+                was_lost = True
+
+    async def _release(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+        assert self._pool is not None, "the connection came from there"
+        try:
+            if not connection.is_closed() and connection.is_in_transaction():
+                await connection.execute("ROLLBACK", timeout=GRACE)
+            await self._pool.release(connection, timeout=GRACE)
+        except DRIVER_ERRORS:
+            _drop(connection)
+
+    def failed(self, error: BaseException) -> Failed:
+        """Log a failure of the driver and put it in our words."""
+        name, now = type(error).__name__, time.monotonic()
+        if _cause_of(error) is not Cause.CLASH and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
+            self._logged = name, now
+            _log.error("database failed", extra={"database": self.name, "error": f"{name}: {error}"})
+        return Failed(error)
+
+    def watch(self) -> None:
+        """Refuse everything from now on until the database answers again."""
+        if self._probe is None and not self._is_closed:
+            self._probe = asyncio.get_running_loop().create_task(self._wait_until_back())
+
+    async def _wait_until_back(self) -> None:
+        _log.warning("database away, everything is refused until it is back", extra={"database": self.name})
+        tries = 0
+        try:
+            while not await self._is_back():
+                await asyncio.sleep(PROBE_INTERVALS[min(tries, len(PROBE_INTERVALS) - 1)])
+                tries += 1
+            _log.warning("database back", extra={"database": self.name})
+        finally:
+            self._probe = None
+
+    async def _is_back(self) -> bool:
+        try:
+            # Half the time: what was sent while nothing came through may never arrive, so ask again soon.
+            connection = await self.connect(self._settings.acquire_timeout / 2)
+        except DRIVER_ERRORS:
+            return False
+        connection.terminate()
+        if self._pool is not None:
+            await self._pool.expire_connections()
+            return True
+        try:
+            await self.open()
+        except Unavailable:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._is_closed = True
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._pool.close()
+            except (TimeoutError, *DRIVER_ERRORS):
+                self._pool.terminate()
