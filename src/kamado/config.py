@@ -327,7 +327,7 @@ def _levels(value: object) -> dict[str, str]:
 
 
 _POSTGRESQL = ("postgresql://", "postgres://")
-_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?")
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 
 
 def _database_url(value: object, directory: Path) -> str:
@@ -351,8 +351,10 @@ def _postgresql_url(value: object) -> str:
     # A directory of sockets is no host: postgresql:///registry?host=/run/postgresql.
     if hosts == [""] and "host=" in parts.query:
         return text
-    if not all(_HOST_AND_PORT.fullmatch(host) for host in hosts):
-        raise ValueError
+    for host in hosts:
+        named = _HOST_AND_PORT.fullmatch(host)
+        if named is None or int(named[2] or 0) > 65535:
+            raise ValueError
     return text
 
 

@@ -59,7 +59,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _X509: Final = "x509-cert"
-_SLICE: Final = 1000
+_SLICE: Final = 500
 """Devices that are deleted in one transaction: some 30 ms in which no other write gets its turn."""
 
 
@@ -403,7 +403,9 @@ class Management:
             if limit >= 0 and await transaction.count_devices(tenant_id) >= limit:
                 raise DeviceLimitReached(limit)
             # With lenient integrity its credentials may be there already, and stay.
-            present = await transaction.find_credentials(tenant_id, device_id) if self._settings.is_lenient else None
+            present = None
+            if self._settings.is_lenient:
+                present = await transaction.find_credentials(tenant_id, device_id, to_change=True)
             await transaction.insert_device(
                 stored, fresh if present is None else replace(present, credentials=()), max_devices=limit
             )

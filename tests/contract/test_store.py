@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,16 +22,20 @@ from tests.databases import Databases
 
 from kamado.credentials import Credential, stored_document
 from kamado.devices import device_document
-from kamado.document import new_id
+from kamado.document import JsonObject, new_id
 from kamado.errors import Conflict, NotFound, Unavailable
-from kamado.storage import StoreSettings, open_store
+from kamado.search import Query
+from kamado.storage import StoreSettings, open_store, sql
 from kamado.store import (
     Change,
     ChangeKind,
     DeviceLimitReached,
+    Found,
+    FoundDevice,
     Identity,
     Operator,
     OperatorRow,
+    Searches,
     Store,
     StoredCredentials,
     StoredDevice,
@@ -957,3 +963,56 @@ async def test_a_use_case_reads_what_another_process_has_just_written(first: Sto
     found = await find_tenant(first, "acme")
     assert found is not None
     assert found.tenant.ext == {"n": 100}
+
+
+@with_store
+async def test_names_of_groups_may_be_long(store: Store) -> None:
+    """Nothing limits them; index entries of PostgreSQL hold some 2,700 bytes."""
+    groups = ["".join(random.Random(seed).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=5000)) for seed in (1, 2)]
+    await insert_tenant(store, stored_tenant("acme"))
+    for device_id, group in zip(("a", "b"), groups, strict=True):
+        await insert_device(store, stored_device("acme", device_id, {"memberOf": [group]}))
+    assert await store.lookups.find_group_members("acme", groups[:1]) == ["a"]
+    assert await store.lookups.find_group_members("acme", groups) == ["a", "b"]
+    moved = replace(stored_device("acme", "a", {"memberOf": [groups[1]]}), updated=UPDATED)
+    await store.write(lambda tx: tx.update_device(moved), device=("acme", "a"))
+    assert await store.lookups.find_group_members("acme", groups[1:]) == ["a", "b"]
+
+
+def test_ranges_count_what_is_there_whatever_comes_side_by_side(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Management 7.1: the page at an offset begins with the device at that place."""
+    monkeypatch.setattr(sql, "_MAX_RANGE", 20)
+    with_store(create_and_delete_side_by_side)(engine)
+
+
+async def find_devices(query: Query, searches: Searches) -> Found[FoundDevice]:
+    return await searches.find_devices("acme", query)
+
+
+async def create_and_delete_side_by_side(store: Store) -> None:
+    await insert_tenant(store, stored_tenant("acme"))
+    dice = random.Random(1)
+    ids = [f"d{number:03}" for number in dice.sample(range(1000), 400)]
+
+    async def create(number: int, device_id: str) -> None:
+        # Of different numbers of steps.
+        document: JsonObject = {"memberOf": [f"g{number % 5}"]} if number % 2 else {}
+        some = [credential("psk", device_id)] if number % 3 else []
+        device, credentials = stored_device("acme", device_id, document), stored_credentials("acme", device_id, some)
+        await store.write(lambda tx: tx.insert_device(device, credentials), device=("acme", device_id))
+
+    async def delete(device_id: str) -> None:
+        await store.write(lambda tx: tx.delete_device("acme", device_id), device=("acme", device_id))
+
+    for start in range(0, 400, 80):
+        await asyncio.gather(*(create(number, one) for number, one in enumerate(ids[start : start + 80])))
+    gone = ids[::4]
+    await asyncio.gather(*(delete(one) for one in gone))
+    left = sorted(set(ids) - set(gone))
+    for offset in range(0, len(left), 7):
+        find = partial(find_devices, Query(page_offset=offset, page_size=3))
+        found = await store.search(find)
+        assert [one.device_id for one in found.results] == left[offset : offset + 3]
+        assert found.total == len(left)

@@ -567,7 +567,9 @@ def test_a_later_schema_may_have_more_than_can_be_copied(places: Places, options
     for url in (source, target):
         run(with_store(url, observe))
     with closing(sqlite3.connect(source.removeprefix("sqlite:///"))) as connection, connection:
-        connection.execute("INSERT INTO schema_version (version, name, applied) VALUES (99, 'later', '', 3)")
+        connection.execute(
+            "INSERT INTO schema_version (version, name, applied, works_with) VALUES (99, 'later', '', 3)"
+        )
     assert "the source has schema 99" in copy(source, target, *options, expect_status=1).stderr
 
 

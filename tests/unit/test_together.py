@@ -128,6 +128,24 @@ def test_what_can_be_combined_is_called_once() -> None:
     assert table.asked == [(INSERT, [("counted",)])]
 
 
+def test_what_can_be_combined_waits_for_those_that_have_more_steps() -> None:
+    """Else devices are counted that are not there yet, or not those that are: `device_ranges` would drift."""
+    counted: list[int] = []
+
+    async def count(inner: Session, numbers: Sequence[int]) -> list[int]:
+        counted.append(len(numbers))
+        return list(numbers)
+
+    async def create(steps: int) -> int:
+        for step in range(steps):
+            await session.run(INSERT, f"{steps}-{step}")
+        return await session.combine(count, steps)
+
+    outcomes = Table().run(create(1), create(3), create(2))
+    assert [outcome.value for outcome in outcomes] == [1, 3, 2]
+    assert counted == [3]
+
+
 def test_what_the_database_raises_ends_all() -> None:
     ended: list[str] = []
 

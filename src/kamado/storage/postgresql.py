@@ -210,7 +210,9 @@ async def _make_schema(database: Database, migrations: tuple[Migration, ...], *,
     """
     connection = await database.connect()
     try:
-        await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+        await connection.execute(
+            "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
+        )
         await _check_server(connection, database.name)
         session = _SchemaSession(connection)
         before = await find_version(session, database.name, migrations)
@@ -253,11 +255,11 @@ async def _open_schema(
             if then is not None:
                 await then()
             return versions
-        except (*DRIVER_ERRORS, Failed) as error:
+        except (*DRIVER_ERRORS, Failed, OverflowError) as error:
             cause = error.__cause__ if isinstance(error, Failed) and error.__cause__ is not None else error
             text = _opening_text(database.name, cause)
             wait = pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-            is_final = not isinstance(cause, PASSING) or isinstance(cause, ValueError)
+            is_final = not isinstance(cause, PASSING) or isinstance(cause, ValueError | OverflowError)
             if is_final or time.monotonic() + wait > end:
                 raise StorageError(text) from error
             _log.warning("database not open yet", extra={"database": database.name, "error": text})
@@ -273,14 +275,14 @@ def _opening_text(name: str, error: BaseException) -> str:
             return f"{name} does not exist: create the database first ({error})"
         case asyncpg.InsufficientPrivilegeError():
             return f"{name}: the role has no right to do that: {error}"
-        case ValueError():
+        case ValueError() | OverflowError():
             return f"storage.url: {error}"
         case asyncpg.UndefinedTableError():
             return f"{name} holds tables of another program, or the role sees another schema: {error}"
         case TimeoutError():
             return f"{name} cannot be reached: no answer"
         case ConnectionRefusedError():
-            return f"{name} cannot be reached: no server listens there"
+            return f"{name} cannot be reached: connection refused"
         case FileNotFoundError():
             return f"{name} cannot be used: a file that the URL names does not exist"
         case OSError() if error.strerror:

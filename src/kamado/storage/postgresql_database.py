@@ -51,6 +51,11 @@ _SETTINGS: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
+    # A process that is stopped or cut off in a transaction keeps others from its rows no longer than this.
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
 }
 PROBE_INTERVALS: Final = (0.1, 0.2, 0.5)
 """Seconds between two tries to reach a database that is away; the last one for all that follow."""
@@ -388,6 +393,8 @@ class Database:
         try:
             # Half the time: what was sent while nothing came through may never arrive, so ask again soon.
             connection = await self.connect(self._settings.acquire_timeout / 2)
+        except asyncpg.TooManyConnectionsError:
+            return self._pool is not None  # it answers; there may be connections of ours
         except DRIVER_ERRORS:
             return False
         connection.terminate()

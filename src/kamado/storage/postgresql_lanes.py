@@ -51,6 +51,8 @@ _MAX_GROUP: Final = 128
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MAX_TRIES: Final = 6
+_APART: Final = 2.0
+"""Seconds for which a tenant in which somebody else has locked something is kept apart."""
 _STATUS_TIME: Final = 3.0
 """Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
 
@@ -219,6 +221,8 @@ class _Job:
     work: Callable[[Any], Awaitable[Any]]
     future: "asyncio.Future[Any]"
     device: DeviceKey | None = None
+    has_waited: bool = False
+    """Whether it has come across a lock and waited for its turn once more."""
 
 
 @dataclass(slots=True)
@@ -260,6 +264,10 @@ class Transactions:
         self._begin = begin
         self._writes = writes
         self._jobs: deque[_Job] = deque()
+        self._apart: dict[str, float] = {}
+        """Tenants that are kept apart, each until when (monotonic)."""
+        self._lane_apart = False
+        """Whether one of these has a transaction under way."""
         self._busy: set[DeviceKey] = set()
         """Devices of transactions that are under way."""
         self._lanes = _Lanes(self._serve, at_once)
@@ -291,15 +299,20 @@ class Transactions:
         while group := self._take():
             devices = {job.device for job in group if job.device is not None}
             self._busy |= devices
+            is_apart = self._is_apart(group[0])
+            self._lane_apart |= is_apart
             started = time.perf_counter()
             jobs = [job for job in group if not job.future.done()]
+            self.waiting -= len(group) - len(jobs)
             try:
                 outcomes = await self._run_group(jobs)
             except Exception as error:  # a mistake of ours, which must not keep anybody waiting
                 outcomes = [(job, Outcome(error=error)) for job in jobs]
             finally:
                 self._busy -= devices
-                self.waiting -= len(group)
+                if is_apart:
+                    self._lane_apart = False
+            self.waiting -= len(outcomes)
             self._settle(outcomes, time.perf_counter() - started)
 
     def _take(self) -> list[_Job]:
@@ -314,16 +327,49 @@ class Transactions:
                     group.append(self._jobs.popleft())
                 break
             self._jobs.popleft()
-            if job.device is not None and (job.device in devices or job.device in self._busy):
+            if job.device is None:
+                group.append(job)
+            elif job.device in devices or job.device in self._busy or not self._may_join(job, group):
                 passed.append(job)
-                continue
-            if job.device is not None:
+            else:
                 devices.add(job.device)
-            group.append(job)
+                group.append(job)
         self._jobs.extendleft(reversed(passed))
         # In one order everywhere, so that no two transactions wait for each other.
         group.sort(key=lambda job: job.device or ("", ""))
         return group
+
+    # A tenant in which somebody else keeps rows locked is apart for a while: its use cases share transactions with
+    # no other tenant's, and use one lane at a time, so that everybody else has the others.
+
+    def _is_apart(self, job: _Job) -> bool:
+        if job.device is None or job.device[0] not in self._apart:
+            return False
+        if self._apart[job.device[0]] > time.monotonic():
+            return True
+        del self._apart[job.device[0]]
+        return False
+
+    def _may_join(self, job: _Job, group: list[_Job]) -> bool:
+        is_apart = bool(self._apart) and self._is_apart(job)
+        if not group:
+            return not (is_apart and self._lane_apart)
+        if is_apart or (self._apart and self._is_apart(group[0])):
+            return _tenant_of(job) == _tenant_of(group[0])
+        return True
+
+    def _set_apart(self, jobs: list[_Job]) -> bool:
+        """Keep a tenant apart, and let its use cases wait for their turn once more; `False` if they have had that."""
+        tenant = _tenant_of(jobs[0])
+        if tenant is None:
+            return False
+        self._apart[tenant] = time.monotonic() + _APART
+        if any(job.has_waited for job in jobs):
+            return False
+        for job in jobs:
+            job.has_waited = True
+        self._jobs.extendleft(reversed(jobs))
+        return True
 
     def _settle(self, outcomes: "list[tuple[_Job, Outcome[Any]]]", seconds: float) -> None:
         refused = lost = 0
@@ -360,8 +406,16 @@ class Transactions:
                 outcomes = await self._try(jobs)
                 break
             except Failed as error:
-                if error.is_locked and time.monotonic() >= end:
-                    return _fail_all(jobs, error)
+                if error.is_locked:
+                    tenants = _by_tenant(jobs)
+                    if len(tenants) > 1:
+                        # Whoever it is, nobody else's tenant is to suffer.
+                        apart = [await self._run_group(some, end) for some in tenants]
+                        return [done for some in apart for done in some]
+                    if self._set_apart(jobs):
+                        return []
+                    if time.monotonic() >= end:
+                        return _fail_all(jobs, error)
                 if error.cause in (Cause.CLASH, Cause.PART) and len(jobs) > 1:
                     half = len(jobs) // 2
                     return await self._run_group(jobs[:half], end) + await self._run_group(jobs[half:], end)
@@ -454,6 +508,17 @@ class Transactions:
 _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 _FIND_MARK: Final = f"SELECT txid_current(), {_TIMELINE}, current_setting('{RUN}', true)"
 _FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, current_setting('{RUN}', true), txid_status($1)"
+
+
+def _tenant_of(job: _Job) -> str | None:
+    return None if job.device is None else job.device[0]
+
+
+def _by_tenant(jobs: list[_Job]) -> list[list[_Job]]:
+    tenants: dict[str | None, list[_Job]] = {}
+    for job in jobs:
+        tenants.setdefault(_tenant_of(job), []).append(job)
+    return list(tenants.values())
 
 
 def _is_spoilt(outcome: Outcome[Any]) -> bool:

@@ -19,6 +19,8 @@ from kamado.storage.together import LOCK_NAME
 
 __all__ = ["Executor", "Statement", "translate"]
 
+_MAX_ROWS: Final = 5000
+"""Sets of parameters of one statement."""
 _PARAMETER: Final = re.compile(r"\?(\d+)")
 _ARRAY: Final = re.compile(r"= ANY\(\?(\d+)\)")
 _LOCK: Final = re.compile(r"\s+FOR (KEY SHARE|UPDATE)$")
@@ -217,10 +219,19 @@ class Executor:
     async def _run_many(self, statement: Statement, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
         if statement.joined is None:
             return [await self._run_one(statement, row) for row in rows]
+        if len(rows) > _MAX_ROWS:
+            # Each statement has its time.
+            done: list[Sequence[Row]] = []
+            for start in range(0, len(rows), _MAX_ROWS):
+                done += await self._run_many(statement, rows[start : start + _MAX_ROWS])
+            return done
         text = await _statements.joined(self._connection, statement)
-        found = await self._connection.fetch(
-            text, *([_sent(value) for value in column] for column in zip(*rows, strict=True))
-        )
+        ordered = rows
+        if statement.key:
+            # In one order everywhere: of two transactions that want the same keys, one waits for the other, not both.
+            ordered = sorted(rows, key=lambda row: [str(row[index]) for index in statement.key])
+        columns = [[_sent(value) for value in column] for column in zip(*ordered, strict=True)]
+        found = await self._connection.fetch(text, *columns)
         if statement.is_certain:
             return [[()]] * len(rows)
         results: list[list[Row]] = [[] for _ in rows]

@@ -20,9 +20,9 @@ from kamado.storage.sql import (
     INSERT_TENANT_MEMBER,
     Counted,
     SqlTransaction,
-    auth_key,
     count_changes,
     document_of,
+    key_of,
     microseconds,
     optional_microseconds,
     text_of,
@@ -143,7 +143,7 @@ class RegistryTransaction(SqlTransaction):
         await self._many(
             INSERT_GROUP,
             [
-                (tenant_id, group, device_id)
+                (tenant_id, key_of(group), device_id)
                 for (tenant_id, device_id), document in documents
                 for group in dict.fromkeys(cast(list[str], document.get("memberOf", ())))
             ],
@@ -175,7 +175,7 @@ class RegistryTransaction(SqlTransaction):
             RecordKind.CREDENTIAL,
             [
                 (
-                    *(stored.tenant_id, one.type, auth_key(one.auth_id), stored.device_id),
+                    *(stored.tenant_id, one.type, key_of(one.auth_id), stored.device_id),
                     *(position, text_of(stored_document(one))),
                 )
                 for stored in sets

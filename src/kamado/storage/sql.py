@@ -55,10 +55,10 @@ __all__ = [
     "UnfinishedCopy",
     "UnusableFile",
     "Value",
-    "auth_key",
     "count_changes",
     "document_of",
     "instant_of",
+    "key_of",
     "microseconds",
     "optional_microseconds",
     "text_of",
@@ -304,7 +304,7 @@ ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = excluded.version"""
 DELETE_CREDENTIAL_SET = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ?2"
 INSERT_CREDENTIAL = """
 INSERT INTO credentials (tenant_id, type, auth_id, device_id, position, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-ON CONFLICT (tenant_id, type, auth_id) DO NOTHING"""
+ON CONFLICT (tenant_id, type, auth_id) DO NOTHING RETURNING 1"""
 DELETE_CREDENTIALS = "DELETE FROM credentials WHERE tenant_id = ?1 AND device_id = ?2"
 
 # Identities
@@ -425,11 +425,11 @@ def _anchor_name(kind: str, text: str) -> str:
     return f"{kind}:{text}"
 
 
-def auth_key(auth_id: str) -> str:
-    """Return what stands for an auth-id in a key; the document has it whole."""
-    if len(auth_id) > _MAX_NAME_LENGTH:
-        return f"{auth_id[:_MAX_NAME_LENGTH]}#{hashlib.sha256(auth_id.encode()).hexdigest()}"
-    return auth_id
+def key_of(name: str) -> str:
+    """Return what stands for a name in a key, one that may be long; the document has it whole."""
+    if len(name) > _MAX_NAME_LENGTH:
+        return f"{name[:_MAX_NAME_LENGTH]}#{hashlib.sha256(name.encode()).hexdigest()}"
+    return name
 
 
 def _anchor_names(tenant: Tenant) -> dict[str, str]:
@@ -445,7 +445,7 @@ def _anchor_names(tenant: Tenant) -> dict[str, str]:
 def _anchor_owner(tenant_id: str, tenant: Tenant) -> str:
     if tenant.trust_anchor_group is None:
         return f"tenant:{tenant_id}"
-    return f"group:{tenant.trust_anchor_group}"
+    return f"group:{key_of(tenant.trust_anchor_group)}"
 
 
 def _anchor_conflict(subject_dn: str) -> Conflict:
@@ -584,7 +584,8 @@ class SqlTransaction:
             return
         # All go before any comes: a tenant that is alone with a name may change the group it holds it for.
         await self._release_anchors(tenant_id, present)
-        for name, subject_dn in names.items():
+        # In one order everywhere, so that no two wait for each other.
+        for name, subject_dn in sorted(names.items()):
             await self._run(CLAIM_NAME, name, owner)
             row = await self._one(FIND_NAME_OWNER, name)
             if row is None or row[0] != owner:
@@ -594,7 +595,7 @@ class SqlTransaction:
     async def _release_anchors(self, tenant_id: str, present: Sequence[Row]) -> None:
         if present:
             await self._run(DELETE_ANCHORS, tenant_id)
-            for name, _owner in present:
+            for name in sorted(row[0] for row in present):
                 await self._run(RELEASE_NAME, name)
 
     async def count_devices(self, tenant_id: str) -> int:
@@ -674,7 +675,7 @@ class SqlTransaction:
         entries = index_entries(document_of(before[0], "devices", stored.tenant_id, stored.device_id))
         await self._index_device(stored.tenant_id, stored.device_id, entries, index_entries(document))
         present = {group for (group,) in await self._all(LIST_GROUPS, stored.tenant_id, stored.device_id)}
-        if present != set(stored.device.member_of):
+        if present != set(map(key_of, stored.device.member_of)):
             await self._run(DELETE_GROUPS, stored.tenant_id, stored.device_id)
             await self._insert_groups(stored)
 
@@ -728,7 +729,7 @@ class SqlTransaction:
     async def _insert_groups(self, stored: StoredDevice) -> None:
         groups = dict.fromkeys(stored.device.member_of)
         if groups:
-            await self._many(INSERT_GROUP, [(stored.tenant_id, group, stored.device_id) for group in groups])
+            await self._many(INSERT_GROUP, [(stored.tenant_id, key_of(group), stored.device_id) for group in groups])
 
     async def find_credentials(
         self, tenant_id: str, device_id: str, *, to_change: bool = False
@@ -753,7 +754,7 @@ class SqlTransaction:
         )
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> tuple[str, Credential] | None:
-        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, auth_key(auth_id))
+        row = await self._one(FIND_CREDENTIAL, tenant_id, type_, key_of(auth_id))
         if row is None:
             return None
         device_id, text = row
@@ -769,24 +770,27 @@ class SqlTransaction:
         """Find a pair of type and auth-id that another device has."""
         if not stored.credentials:
             return
-        keys = [(stored.tenant_id, one.type, auth_key(one.auth_id)) for one in stored.credentials]
+        keys = [(stored.tenant_id, one.type, key_of(one.auth_id)) for one in stored.credentials]
         found = await self._each(FIND_CREDENTIAL, keys)
         for credential, row in zip(stored.credentials, found, strict=True):
             if row is not None and row[0] != stored.device_id:
                 raise _auth_id_conflict(credential)
 
     async def _insert_credentials(self, stored: StoredCredentials) -> None:
-        for position, credential in enumerate(stored.credentials):
-            inserted = await self._run(
-                INSERT_CREDENTIAL,
+        rows = [
+            (
                 stored.tenant_id,
                 credential.type,
-                auth_key(credential.auth_id),
+                key_of(credential.auth_id),
                 stored.device_id,
                 position,
                 text_of(stored_document(credential)),
             )
-            if not inserted:
+            for position, credential in enumerate(stored.credentials)
+        ]
+        inserted = await self._each(INSERT_CREDENTIAL, rows)
+        for credential, row in zip(stored.credentials, inserted, strict=True):
+            if row is None:
                 raise _auth_id_conflict(credential)
 
     async def find_identity(self, name: str) -> Identity | None:
@@ -965,11 +969,11 @@ class SqlLookups:
         return None if row is None else RegistrationRow(*row)
 
     async def find_group_members(self, tenant_id: str, groups: Sequence[str]) -> list[str]:
-        rows = await self._all(LOOK_UP_GROUP_MEMBERS, tenant_id, self._array(groups))
+        rows = await self._all(LOOK_UP_GROUP_MEMBERS, tenant_id, self._array([key_of(group) for group in groups]))
         return [row[0] for row in rows]
 
     async def find_credential(self, tenant_id: str, type_: str, auth_id: str) -> CredentialRow | None:
-        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, auth_key(auth_id))
+        row = await self._one(LOOK_UP_CREDENTIAL, tenant_id, type_, key_of(auth_id))
         return None if row is None else CredentialRow(*row)
 
     async def find_operator(self, name: str) -> OperatorRow | None:

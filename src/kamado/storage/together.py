@@ -149,8 +149,11 @@ async def run_together(works: Sequence[Awaitable[Any]], execute: Execute) -> lis
     outcomes: list[Outcome[Any]] = [Outcome() for _ in works]
     running = {index: cast(Coroutine[Any, Any, Any], work) for index, work in enumerate(works)}
     answers: list[tuple[int, Any]] = [(index, None) for index in running]
+    # What is combined waits until nobody has a plain statement to go before it: then it is done once, for all, and for
+    # instance all devices that have been inserted are counted.
+    held: dict[str | Combined[Any, Any], list[tuple[int, Sequence[Any]]]] = {}
     try:
-        while answers:
+        while answers or held:
             requests: dict[str | Combined[Any, Any], list[tuple[int, Sequence[Any]]]] = {}
             for index, answer in answers:
                 try:
@@ -162,14 +165,17 @@ async def run_together(works: Sequence[Awaitable[Any]], execute: Execute) -> lis
                     outcomes[index].error = error
                     del running[index]
                 else:
-                    requests.setdefault(request.asked, []).append((index, request.arguments))
+                    asking = requests if isinstance(request.asked, str) else held
+                    asking.setdefault(request.asked, []).append((index, request.arguments))
             answers = []
-            for asked, asking in requests.items():
-                arguments = [argument for _, some in asking for argument in some]
+            if not requests:
+                requests, held = held, {}
+            for asked, askers in requests.items():
+                arguments = [argument for _, some in askers for argument in some]
                 if isinstance(asked, str):
                     found = await execute(asked, arguments)
                     start = 0
-                    for index, some in asking:
+                    for index, some in askers:
                         answer = found[start : start + len(some)]
                         start += len(some)
                         answers.append((index, answer))
@@ -177,7 +183,7 @@ async def run_together(works: Sequence[Awaitable[Any]], execute: Execute) -> lis
                             outcomes[index].has_changed = True
                 else:
                     results = await asked(session, arguments)
-                    for (index, _), result in zip(asking, results, strict=True):
+                    for (index, _), result in zip(askers, results, strict=True):
                         answers.append((index, result))
                         outcomes[index].has_changed = True
     finally:
