@@ -323,7 +323,8 @@ class Transactions:
         while self._jobs and len(group) < _MAX_GROUP:
             job = self._jobs[0]
             if self._writes and job.device is None:
-                if not group and not passed:
+                # Those that were passed may wait for long; this one need not.
+                if not group:
                     group.append(self._jobs.popleft())
                 break
             self._jobs.popleft()
