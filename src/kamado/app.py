@@ -435,8 +435,9 @@ class Process:
             await self._load_first_data(store, core.passwords, core.credential_rules)
             amqp, http = await self._open_front_doors(stack, store, core, permissions)
             health.is_started = True
-            self._write_ready_file()
             await self._announce(store)
+            # Last: whoever waited for it finds all of the above done and said.
+            self._write_ready_file()
             await self._stop.wait()
 
             logger.info("draining")

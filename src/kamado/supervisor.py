@@ -82,8 +82,9 @@ class Supervisor(Process):
             await self._start_workers(workers)
             self._settle(stack)
             health.is_started = True
-            self._write_ready_file()
             await self._announce(store)
+            # Last: whoever waited for it finds all of the above done and said.
+            self._write_ready_file()
             await self._wait_for_the_end(workers)
 
             logger.info("draining")

@@ -10,6 +10,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -277,3 +278,42 @@ def test_database_of_another_program_is_refused(databases: Databases, tmp_path: 
     assert "another program" in result.stdout
     query(url, "CREATE TABLE tenants (b INTEGER)")
     databases.drop(url)
+
+
+@pytest.mark.sqlite_only("nothing of it concerns the database")
+@pytest.mark.parametrize(("workers", "start"), [("1", 1.5), ("2", 3.0)])
+def test_ready_file_comes_when_all_has_been_said(new_registry: NewRegistry, workers: str, start: float) -> None:
+    """Whoever waited for it reads the start-up lines: none of them is still to come."""
+    registry = new_registry({"serve.workers": workers, "log.format": "text", "log.level": "error"}, start=False)
+    ready_file = registry.directory / "ready.json"
+    read_end, write_end = os.pipe()
+    filled = fill(write_end)
+    process = subprocess.Popen(
+        [*registry.command, "--ready-file", str(ready_file)], stdout=write_end, env=registry.environment
+    )
+    os.close(write_end)
+    with open(read_end, "rb") as output:
+        try:
+            poll(registry.credentials_file.exists, timeout=30)
+            # Seconds until all listens, on an idle machine; then the process waits for a reader of its start-up lines.
+            time.sleep(start)
+            assert not ready_file.exists()
+            assert output.read(filled).strip() == b""
+            poll(ready_file.exists, timeout=30)
+        finally:
+            process.terminate()
+            text = output.read().decode()
+            process.wait(30)
+    assert "is ready" in text.splitlines()[0]
+    assert "Ctrl-C stops it." in text
+
+
+def fill(pipe: int) -> int:
+    """Fill a pipe with blanks, so that whoever writes next has to wait; returns how many there are."""
+    os.set_blocking(pipe, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(pipe, b" " * 4096)
+    os.set_blocking(pipe, True)
+    return filled
