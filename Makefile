@@ -48,7 +48,9 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check src tests bench examples
 	$(BIN)/mypy
 
+# Compiled once for the hundreds of processes that the tests start, also where Python is told to write no bytecode.
 test: check
+	@$(BIN)/python -m compileall -q src
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 conformance: $(VENV)/installed-dev
