@@ -26,7 +26,7 @@ from tests.contract.records import (
     tenant_with_names,
 )
 from tests.databases import Databases, make_databases, query
-from tests.integration.registry import kamado, poll
+from tests.integration.registry import Registry, kamado, poll
 from tests.postgresql import PostgresqlServer
 
 from kamado import transfer
@@ -327,7 +327,7 @@ def test_many_devices_at_once_are_like_one_after_the_other(places: Places, kind:
 
 # Interrupted
 
-UNFINISHED = StoreSettings(may_be_unfinished=True)
+UNFINISHED = StoreSettings(may_be_unfinished=True, statement_timeout=60.0)
 
 
 async def copy_pages(source: str, target: str, pages: int) -> None:
@@ -505,6 +505,84 @@ def test_progress_is_told_of_all_records(places: Places) -> None:
     assert told[0] == (2001, 7501)  # a tenant and two pages of devices; each device has a set and a credential
     assert told[-1] == (7501, 7501)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+# Somebody who has had the target open since before the copy began
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_nobody_else_writes_to_a_target_that_was_open_before(places: Places, kind: str) -> None:
+    source, target = places.new("sqlite"), places.new(kind)
+    run(with_store(source, fill))
+
+    async def work(others: Store) -> None:
+        await others.ping()
+        await copy_pages(source, target, 2)
+        before = await others.read(lambda transaction: transaction.list_records(RecordKind.TENANT, (), 100))
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="unfinished copy"):
+                await others.write(lambda transaction: transaction.insert_tenant(stored_tenant("new")))
+        with pytest.raises(Unavailable, match="unfinished copy"):
+            await others.write(
+                lambda tx: tx.insert_device(stored_device("a", "new"), stored_credentials("a", "new")),
+                device=("a", "new"),
+            )
+        with pytest.raises(Unavailable, match="unfinished copy"):
+            await others.ping()
+        assert before == await others.read(lambda transaction: transaction.list_records(RecordKind.TENANT, (), 100))
+        result = await asyncio.to_thread(copy, source, target)
+        assert "Both databases are equal" in result.stdout
+        await others.ping()
+        await others.write(lambda transaction: transaction.insert_tenant(stored_tenant("new")))
+
+    run(with_store(target, work))
+
+
+def test_a_copy_does_not_begin_beside_what_is_being_written(places: Places) -> None:
+    source, target = places.new("sqlite"), places.new("postgresql")
+    run(with_store(source, fill))
+
+    async def work(others: Store) -> None:
+        blocker = await asyncpg.connect(target)
+        begun = blocker.transaction()
+        await begun.start()
+        await blocker.execute("LOCK TABLE tenants IN SHARE MODE")
+        writing = asyncio.create_task(others.write(lambda tx: tx.insert_tenant(stored_tenant("new"))))
+
+        async def wait_for_lock(kind: str) -> None:
+            waiting = f"SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = '{kind}'"
+            await asyncio.to_thread(poll, lambda: query(target, waiting), timeout=60, what="a wait for the lock")
+
+        await wait_for_lock("relation")
+        copying = asyncio.create_task(copy_pages(source, target, 1))
+        await wait_for_lock("advisory")
+        await begun.rollback()
+        await writing
+        with pytest.raises(Conflict, match="must be empty, and holds tenants"):
+            await copying
+        await blocker.close()
+        await others.write(lambda transaction: transaction.insert_tenant(stored_tenant("another")))
+
+    run(with_store(target, work, StoreSettings(statement_timeout=60.0)))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_registry_that_runs_on_the_target_is_not_ready_until_the_copy_is_complete(
+    places: Places, tmp_path: Path, kind: str
+) -> None:
+    source, target = places.new("sqlite"), places.new(kind)
+    run(with_store(source, fill))
+    (tmp_path / "permissions.json").write_text('{"roles": {}, "users": {}}')
+    settings = {"auth.permissions_file": str(tmp_path / "permissions.json")}
+    with Registry(tmp_path / "registry", settings, url=target) as registry:
+        assert registry.health("/readiness").status == 200
+        run(copy_pages(source, target, 2))
+        refused = registry.request("POST", "/v1/tenants/new")
+        assert refused.status == 503
+        assert "unfinished copy" in refused.body.decode()
+        poll(lambda: registry.health("/readiness").status == 503, timeout=30, what="not ready")
+        assert "Both databases are equal" in copy(source, target).stdout
+        poll(lambda: registry.health("/readiness").status == 200, timeout=30, what="ready")
 
 
 # Comparing

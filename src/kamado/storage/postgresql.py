@@ -28,7 +28,7 @@ from kamado.storage.postgresql_database import (
 from kamado.storage.postgresql_lanes import BEGIN, BEGIN_SNAPSHOT, LOOK_UPS_AT_ONCE, LookUps, Transactions
 from kamado.storage.postgresql_search import PostgresqlSearches
 from kamado.storage.postgresql_statements import Executor
-from kamado.storage.records import RegistryTransaction
+from kamado.storage.records import HAS_COPY, UNFINISHED, RegistryTransaction
 from kamado.storage.sql import (
     OPERATOR_STATEMENTS,
     OlderSchema,
@@ -94,6 +94,7 @@ class PostgresqlStore:
     def __init__(self, database: Database, replica: Database | None, settings: StoreSettings) -> None:
         self._database = database
         self._replica = replica
+        self._may_be_unfinished = settings.may_be_unfinished
         transaction = RegistryTransaction(StepSession())
         self._writes = Transactions(
             database,
@@ -102,6 +103,7 @@ class PostgresqlStore:
             begin=BEGIN,
             writes=True,
             at_once=_WRITES_AT_ONCE,
+            is_guarded=not settings.may_be_unfinished,
         )
         self._reads = Transactions(
             database,
@@ -140,7 +142,9 @@ class PostgresqlStore:
 
     async def ping(self) -> None:
         async with self._database.connection() as connection:
-            await connection.fetchrow("SELECT version FROM schema_version LIMIT 1")
+            # The copy may have begun after this was opened.
+            if await connection.fetchval(HAS_COPY) and not self._may_be_unfinished:
+                raise Unavailable(UNFINISHED)
 
     async def close(self) -> None:
         await self._searches.close()

@@ -31,6 +31,7 @@ from kamado.storage.postgresql_database import (
     Failed,
 )
 from kamado.storage.postgresql_statements import Executor
+from kamado.storage.records import COPY_LOCK, HAS_COPY, UNFINISHED
 from kamado.storage.sql import (
     Row,
     StoreSettings,
@@ -246,6 +247,7 @@ class Transactions:
         begin: How a transaction begins.
         writes: Whether use cases change something.
         at_once: How many transactions are under way at once.
+        is_guarded: Nothing is changed while the database is an unfinished copy.
     """
 
     def __init__(
@@ -257,11 +259,13 @@ class Transactions:
         begin: str,
         writes: bool,
         at_once: int,
+        is_guarded: bool = False,
     ) -> None:
         self._database = database
         self._transaction = transaction
         self._settings = settings
-        self._begin = begin
+        self._begin = f"{begin}; {_SHARE_COPY_LOCK}" if is_guarded else begin
+        self._find_mark = f"{_FIND_MARK}, ({HAS_COPY})" if is_guarded else f"{_FIND_MARK}, false"
         self._writes = writes
         self._jobs: deque[_Job] = deque()
         self._apart: dict[str, float] = {}
@@ -454,9 +458,11 @@ class Transactions:
             async with self._database.connection() as connection:
                 await connection.execute(self._begin)
                 if self._writes:
-                    row = await connection.fetchrow(_FIND_MARK)
+                    row = await connection.fetchrow(self._find_mark)
                     assert row is not None
-                    mark.number, mark.timeline, mark.run = row
+                    mark.number, mark.timeline, mark.run, is_unfinished = row
+                    if is_unfinished:
+                        raise Unavailable(UNFINISHED)
                 executor = Executor(connection, may_lock=self._writes)
                 outcomes = await run_together([job.work(self._transaction) for job in jobs], executor.execute)
                 if any(map(_is_spoilt, outcomes)):
@@ -508,6 +514,9 @@ class Transactions:
 
 _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 _FIND_MARK: Final = f"SELECT txid_current(), {_TIMELINE}, current_setting('{RUN}', true)"
+_SHARE_COPY_LOCK: Final = f"SELECT pg_advisory_xact_lock_shared(hashtextextended('{COPY_LOCK}', 0))"
+"""Keeps a copy from beginning before the transaction ends, and waits for one that is beginning. A statement of its own,
+so that the next one sees what that has written."""
 _FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, current_setting('{RUN}', true), txid_status($1)"
 
 

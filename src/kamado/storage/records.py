@@ -30,7 +30,7 @@ from kamado.storage.sql import (
 from kamado.store import CopyNote, Record, RecordKind, StoredCredentials, StoredDevice
 from kamado.tenants import stored_tenant
 
-__all__ = ["RegistryTransaction"]
+__all__ = ["COPY_LOCK", "HAS_COPY", "UNFINISHED", "RegistryTransaction"]
 
 
 class _Table(NamedTuple):
@@ -85,8 +85,13 @@ PUT_COPY: Final = """
 INSERT INTO unfinished_copies (source, state) VALUES (?1, ?2)
 ON CONFLICT (source) DO UPDATE SET state = excluded.state"""
 DELETE_COPY: Final = "DELETE FROM unfinished_copies"
+HAS_COPY: Final = "SELECT EXISTS (SELECT 1 FROM unfinished_copies)"
 
-_COPY: Final = "copy"
+COPY_LOCK: Final = "copy"
+"""Whoever copies locks this name in each transaction; where transactions go side by side, everybody else that writes
+shares it."""
+UNFINISHED: Final = "the database is an unfinished copy of another one, and is not changed until the copy is complete"
+"""What everybody else is told that wants to write meanwhile."""
 
 
 class RegistryTransaction(SqlTransaction):
@@ -184,7 +189,7 @@ class RegistryTransaction(SqlTransaction):
         )
 
     async def find_copy(self) -> CopyNote | None:
-        await self._lock(_COPY)
+        await self._lock(COPY_LOCK)
         row = await self._one(FIND_COPY)
         if row is None:
             return None

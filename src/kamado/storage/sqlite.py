@@ -38,7 +38,7 @@ from urllib.parse import quote
 
 from kamado.errors import Unavailable
 from kamado.storage.migrations import Migration, apply_migrations, find_version, load_migrations
-from kamado.storage.records import RegistryTransaction
+from kamado.storage.records import HAS_COPY, UNFINISHED, RegistryTransaction
 from kamado.storage.sql import (
     Combined,
     OlderSchema,
@@ -868,7 +868,7 @@ class SqliteEngine(Generic[X]):
         closing = False
         try:
             self._check_file()
-            session.begin_writing()
+            self._begin(session)
             deadline = time.monotonic() + self._settings.max_group_time
             for job in group:  # which grows meanwhile
                 if job.future.cancelled():
@@ -894,6 +894,10 @@ class SqliteEngine(Generic[X]):
             # Also for those that failed by themselves: what they saw of the others has not happened.
             outcomes = [_Outcome(job.future, None, Unavailable(text)) for job in group]
         return outcomes, closing
+
+    def _begin(self, session: _Session) -> None:
+        """Begin a transaction that writes; raises `Unavailable` if that may not be now."""
+        session.begin_writing()
 
     def _observe(self, outcomes: list[_Outcome], seconds: float) -> None:
         errors = [outcome.error for outcome in outcomes if outcome.error is not None]
@@ -972,6 +976,22 @@ class SqliteStore(SqliteEngine[RegistryTransaction]):
 
     async def search(self, work: Callable[[Searches], Awaitable[T]], *, is_heavy: bool = False) -> T:
         return await self._searches.run(work, is_heavy=is_heavy)
+
+    async def ping(self) -> None:
+        await super().ping()
+        _drive(self._check_finished(self._reader))
+
+    def _begin(self, session: _Session) -> None:
+        super()._begin(session)
+        _drive(self._check_finished(session))
+
+    async def _check_finished(self, session: _Session) -> None:
+        # The copy may have begun after this was opened.
+        if not self._settings.may_be_unfinished:
+            row = await session.one(HAS_COPY)
+            assert row is not None
+            if row[0]:
+                raise Unavailable(UNFINISHED)
 
     def _open_search_session(self) -> _ReadSession:
         connect = partial(_connect_searcher, self._path)
