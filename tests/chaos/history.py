@@ -15,6 +15,7 @@ A change whose outcome is unknown may have happened at any time from its begin o
 """
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -93,17 +94,20 @@ class _Register:
         for one in operations:
             if one.version is not None and one.state is not None and one.outcome is Outcome.OK:
                 self._states.setdefault(one.version, one.state)
-        seen = {one.state for one in self._reads}
-        replaced = {self._states.get(one.replaces) for one in operations if one.replaces is not None}
+        known = {one.state for one in self._reads}
+        known |= {self._states.get(one.replaces) for one in operations if one.replaces is not None}
         self._applied = [
             one
             for one in operations
             if one.kind is not Kind.READ
-            and (one.outcome is Outcome.OK or (one.state is not None and one.state in seen | replaced))
+            and (one.outcome is Outcome.OK or (one.state is not None and one.state in known))
         ]
         """Changes that have happened."""
         self._next: dict[int, Operation] = {}
         """What replaced a state."""
+        self._origins: dict[int, int | None] = {}
+        """Of a state that which its chain begins with, as far as `_find_creation` has found out."""
+        self._lives = self._find_lives()
 
     def find_problems(self) -> list[str]:
         problems = [*self._check_versions(), *self._check_chain()]
@@ -151,37 +155,66 @@ class _Register:
 
     def _check_absent(self, one: Operation, what: str) -> list[str]:
         """Find a creation from whose end to its first deletion there is all the time of an operation."""
-        for creation in self._applied:
-            if creation.kind is not Kind.CREATE or creation is one or creation.outcome is not Outcome.OK:
-                continue
-            if creation.end < one.begin and one.end < self._first_deletion(creation):
-                return [f"{what}, though it was there since state {creation.state} was created"]
-        return []
+        before = bisect_left(self._lives, one.begin, key=lambda life: life.begin)
+        if before == 0 or self._lives[before - 1].longest_end <= one.end:
+            return []
+        return [f"{what}, though it was there since state {self._lives[before - 1].longest} was created"]
 
-    def _first_deletion(self, creation: Operation) -> float:
-        deletions = [
-            one.begin
-            for one in self._operations
-            if one.kind is Kind.DELETE
-            and one.outcome is not Outcome.FAIL
-            and one.replaces is not None
-            and self._find_creation(self._states[one.replaces]) in {creation.state, None}
+    def _find_lives(self) -> list["_Life"]:
+        """When the resource was there for sure: from the end of each creation to its first deletion, as they begin."""
+        deletions: dict[int | None, float] = {}
+        for one in self._operations:
+            if one.kind is Kind.DELETE and one.outcome is not Outcome.FAIL and one.replaces is not None:
+                origin = self._find_creation(self._states[one.replaces])
+                deletions[origin] = min(deletions.get(origin, math.inf), one.begin)
+        # Of a chain whose begin is not known it may be any.
+        any_deletion = deletions.get(None, math.inf)
+        creations = [
+            one
+            for one in self._applied
+            if one.kind is Kind.CREATE and one.outcome is Outcome.OK and one.state is not None
         ]
-        return min(deletions, default=math.inf)
+        lives: list[_Life] = []
+        longest, longest_end = 0, -math.inf
+        for creation in sorted(creations, key=lambda one: one.end):
+            assert creation.state is not None
+            end = min(deletions.get(creation.state, math.inf), any_deletion)
+            if end > longest_end:
+                longest, longest_end = creation.state, end
+            lives.append(_Life(creation.end, longest, longest_end))
+        return lives
 
     def _find_creation(self, state: int) -> int | None:
         """Return the state that the chain of a state begins with; `None` if that is not known."""
-        passed: set[int] = set()
-        while state not in passed:
-            passed.add(state)
+        passed: list[int] = []
+        origin: int | None = None
+        while state not in self._origins:
+            # Should the chain be a circle: it begins nowhere.
+            self._origins[state] = None
+            passed.append(state)
             write = self._writes.get(state)
             if write is None:
-                return None
+                break
             if write.kind is Kind.CREATE:
-                return state
+                origin = state
+                break
             assert write.replaces is not None
             state = self._states[write.replaces]
-        return None
+        else:
+            origin = self._origins[state]
+        self._origins.update(dict.fromkeys(passed, origin))
+        return origin
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """From a creation on a resource is there."""
+
+    begin: float
+    """When the creation had ended."""
+    longest: int
+    """The state created by that or an earlier one that stays the longest; this long: `longest_end`."""
+    longest_end: float
 
 
 def _name(one: Operation) -> str:

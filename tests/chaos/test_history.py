@@ -105,6 +105,21 @@ def test_a_history_that_cannot_be_true_is_found(name: str) -> None:
     assert any(text in problem for problem in check(history)), check(history)
 
 
+def test_a_history_of_hours_is_checked() -> None:
+    """Looking at each life for each operation would take an hour."""
+    history = []
+    for number in range(20_000):
+        begin = 10 * number
+        history += [
+            create(number, begin, begin + 1),
+            read(number, begin + 2, begin + 3),
+            read(None, begin + 8, begin + 9),
+        ]
+        history.append(delete(number, begin + 4, begin + 5))
+    assert check(history) == []
+    assert len(check([*history, read(None, 123_452, 123_453)])) == 1
+
+
 def contact(auth_id: str, device_id: str, *, is_new: bool = False) -> Contact:
     return Contact(auth_id=auth_id, device_id=device_id, is_new=is_new)
 
