@@ -16,7 +16,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -531,8 +531,12 @@ class _Examination:
         """The credentials of the plan, by device."""
         self.tenants: dict[str, StoredTenant | None] = {}
         """`None` for a tenant that is not there."""
+        self.taken: set[DeviceKey] = set()
+        """Of the plan's devices, those that are there already, or have a credentials set."""
         self.devices: dict[DeviceKey, StoredDevice] = {}
         self.credentials: dict[DeviceKey, StoredCredentials] = {}
+        self._owners: dict[tuple[str, str, str], str] = {}
+        """Tenant id, type and auth-id -> the device that has it."""
 
     async def find_problems(self, *, may_replace: bool) -> Sequence[LoadProblem]:
         """Find what does not go together."""
@@ -544,13 +548,14 @@ class _Examination:
         for tenant_id in plan.broken_tenants:
             self.tenants[tenant_id] = await self._transaction.find_tenant(tenant_id)
         new_tenants = {tenant_id for tenant_id, stored in self.tenants.items() if stored is None}
+        await self._find_what_is_there(new_tenants)
         planned_devices: set[DeviceKey] = set()
         for device in plan.devices:
             key = (device.tenant_id, device.device_id)
             planned_devices.add(key)
             # What a deleted tenant has left behind goes when it is inserted, so it is not in the way.
             if device.tenant_id not in new_tenants and await self._has_tenant(device.entry, device.tenant_id):
-                stored = await self._transaction.find_device(*key, to_change=True)
+                stored = await self._transaction.find_device(*key, to_change=True) if key in self.taken else None
                 if stored is not None:
                     self.devices[key] = stored
                     if not may_replace:
@@ -562,6 +567,25 @@ class _Examination:
             elif key not in planned_devices and key[0] in new_tenants:
                 self._miss(entries[0].entry, "device")
         return self._problems
+
+    async def _find_what_is_there(self, new_tenants: set[str]) -> None:
+        """Look for all at once, so that only what is there has to be looked at."""
+        ids: dict[str, dict[str, None]] = {}
+        for tenant_id, device_id in [*((one.tenant_id, one.device_id) for one in self._plan.devices), *self.sets]:
+            if tenant_id not in new_tenants:
+                ids.setdefault(tenant_id, {})[device_id] = None
+        for tenant_id, some in ids.items():
+            taken = await self._transaction.find_taken(tenant_id, list(some))
+            self.taken.update((tenant_id, device_id) for device_id in taken)
+        names: dict[str, list[tuple[str, str]]] = {}
+        for one in self._plan.credentials:
+            if one.tenant_id not in new_tenants:
+                names.setdefault(one.tenant_id, []).append((one.update.type, one.update.auth_id))
+        for tenant_id, wanted in names.items():
+            owners = await self._transaction.find_owners(tenant_id, wanted)
+            for name, owner in zip(wanted, owners, strict=True):
+                if owner is not None:
+                    self._owners[tenant_id, *name] = owner
 
     def _miss(self, entry: Entry, what: str) -> None:
         if self._plan.is_complete:
@@ -578,7 +602,7 @@ class _Examination:
     async def _examine_set(
         self, key: DeviceKey, entries: Sequence[PlannedCredential], *, is_planned: bool, may_replace: bool
     ) -> None:
-        stored = await self._transaction.find_credentials(*key, to_change=True)
+        stored = await self._transaction.find_credentials(*key, to_change=True) if key in self.taken else None
         if stored is not None:
             self.credentials[key] = stored
             # A device that exists already has been reported.
@@ -587,10 +611,10 @@ class _Examination:
         elif not is_planned:
             self._miss(entries[0].entry, "device")
         for planned in entries:
-            found = await self._transaction.find_credential(key[0], planned.update.type, planned.update.auth_id)
+            owner = self._owners.get((key[0], planned.update.type, planned.update.auth_id))
             # Another device may hold it if that device's credentials are replaced as well.
-            if found is not None and found[0] != key[1] and (key[0], found[0]) not in self.sets:
-                self._problems.append(planned.entry.problem(f"auth-id: belongs to device {found[0]} already"))
+            if owner is not None and owner != key[1] and (key[0], owner) not in self.sets:
+                self._problems.append(planned.entry.problem(f"auth-id: belongs to device {owner} already"))
 
 
 class _Writer:
@@ -628,14 +652,28 @@ class _Writer:
                     StoredCredentials(tenant_id=stored.tenant_id, device_id=stored.device_id, version=stored.version)
                 )
         written: set[DeviceKey] = set()
+        new: list[PlannedDevice] = []
+        with_sets: list[PlannedDevice] = []
         for device in plan.devices:
-            await self._named(device.entry, self._write_device(device))
-            written.add((device.tenant_id, device.device_id))
-            done += 1
-            reporter.tell(done)
+            key = (device.tenant_id, device.device_id)
+            written.add(key)
+            before = self._found.devices.get(key)
+            if before is not None:
+                await self._named(device.entry, self._replace_device(device, before))
+                done += 1
+                reporter.tell(done)
+            else:
+                (with_sets if key in self._found.taken else new).append(device)
         for key, entries in self._found.sets.items():
             if key not in written:
                 await self._named(entries[0].entry, self._write_credentials(key))
+        # Last what is counted: from there on others that create devices in the same tenants have to wait.
+        await self._insert_devices(new, reporter, done)
+        done += len(new)
+        for device in with_sets:
+            await self._named(device.entry, self._insert_device(device))
+            done += 1
+            reporter.tell(done)
         return LoadCounts(
             tenants=len(plan.tenants),
             devices=len(plan.devices),
@@ -672,40 +710,50 @@ class _Writer:
             stored.version,
         )
 
-    async def _write_device(self, planned: PlannedDevice) -> None:
+    async def _replace_device(self, planned: PlannedDevice, before: StoredDevice) -> None:
         key = (planned.tenant_id, planned.device_id)
-        before = self._found.devices.get(key)
         version = new_id()
-        if before is not None:
-            await self._transaction.update_device(
-                StoredDevice(
-                    tenant_id=planned.tenant_id,
-                    device_id=planned.device_id,
-                    version=version,
-                    created=before.created,
-                    updated=self._now,
-                    auto_provisioned=before.auto_provisioned,
-                    notification_sent=before.notification_sent,
-                    device=planned.device,
-                )
-            )
-            await self._record(ChangeKind.DEVICE, *key, before.version, version)
-            if key in self._sets:
-                await self._write_credentials(key)
-            return
-        credentials = self._stored_credentials(key)
-        await self._transaction.insert_device(
-            StoredDevice(
-                tenant_id=planned.tenant_id,
-                device_id=planned.device_id,
-                version=version,
-                created=self._now,
-                device=planned.device,
-            ),
-            credentials,
+        await self._transaction.update_device(
+            replace(before, version=version, updated=self._now, device=planned.device)
         )
-        await self._record(ChangeKind.DEVICE, *key, None, version)
-        await self._record(ChangeKind.CREDENTIALS, *key, None, credentials.version)
+        await self._record(ChangeKind.DEVICE, *key, before.version, version)
+        if key in self._sets:
+            await self._write_credentials(key)
+
+    async def _insert_devices(self, devices: Sequence[PlannedDevice], reporter: _Reporter, done: int) -> None:
+        """Insert devices of which nothing is there."""
+        versions: list[tuple[str, str]] = []
+
+        def each() -> Iterator[tuple[StoredDevice, StoredCredentials]]:
+            for number, planned in enumerate(devices, done + 1):
+                device, credentials = self._new_device(planned)
+                versions.append((device.version, credentials.version))
+                yield device, credentials
+                reporter.tell(number)
+
+        await self._transaction.insert_devices(each())
+        for planned, (version, set_version) in zip(devices, versions, strict=True):
+            await self._record_insertion(planned, version, set_version)
+
+    async def _insert_device(self, planned: PlannedDevice) -> None:
+        """Insert a device of which a credentials set is there."""
+        device, credentials = self._new_device(planned)
+        await self._transaction.insert_device(device, credentials)
+        await self._record_insertion(planned, device.version, credentials.version)
+
+    async def _record_insertion(self, planned: PlannedDevice, version: str, set_version: str) -> None:
+        await self._record(ChangeKind.DEVICE, planned.tenant_id, planned.device_id, None, version)
+        await self._record(ChangeKind.CREDENTIALS, planned.tenant_id, planned.device_id, None, set_version)
+
+    def _new_device(self, planned: PlannedDevice) -> tuple[StoredDevice, StoredCredentials]:
+        device = StoredDevice(
+            tenant_id=planned.tenant_id,
+            device_id=planned.device_id,
+            version=new_id(),
+            created=self._now,
+            device=planned.device,
+        )
+        return device, self._stored_credentials((planned.tenant_id, planned.device_id))
 
     async def _write_credentials(self, key: DeviceKey) -> None:
         credentials = self._stored_credentials(key)

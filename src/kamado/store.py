@@ -13,7 +13,7 @@ into one commit; an engine with an asynchronous driver (PostgreSQL) awaits it. A
 start (serialisation failure), so it must not change anything outside its transaction.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -365,8 +365,21 @@ class Transaction(Protocol):
             Conflict: An alias or a trust anchor's subject DN is taken.
         """
 
-    async def insert_devices(self, devices: Sequence[tuple[StoredDevice, StoredCredentials]]) -> None:
-        """Insert many devices with their credentials sets, quicker than one by one; else like `insert_records`."""
+    async def find_taken(self, tenant_id: str, device_ids: Sequence[str]) -> set[str]:
+        """Find out which of these ids are taken: by a device, or by a credentials set without one."""
+
+    async def find_owners(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> list[str | None]:
+        """Return the ids of the devices that have these pairs of type and auth-id; `None` where nobody does."""
+
+    async def insert_devices(self, devices: Iterable[tuple[StoredDevice, StoredCredentials]]) -> None:
+        """Insert many devices with their credentials sets, quicker than one by one.
+
+        They are counted when all are there, so others that create devices in the tenant wait for the last part only.
+
+        Args:
+            devices: Taken one after the other, as they are inserted. No id may be taken (`find_taken`), nor any pair of
+                type and auth-id (`find_owners`): if somebody else takes one meanwhile, the use case is run again.
+        """
 
     async def find_copy(self) -> CopyNote | None:
         """Find out whether this database is an unfinished copy; until the transaction ends nobody changes that."""

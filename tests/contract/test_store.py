@@ -979,6 +979,62 @@ async def test_names_of_groups_may_be_long(store: Store) -> None:
     assert await store.lookups.find_group_members("acme", groups[1:]) == ["a", "b"]
 
 
+@with_store
+async def test_what_is_taken_is_found_for_many_at_once(store: Store) -> None:
+    await insert_tenant(store, stored_tenant("acme"))
+    await insert_tenant(store, stored_tenant("other"))
+    long = "x" * 5000
+
+    some = [replace(credential("psk", "x"), auth_id=long), credential("c", "a")]
+
+    async def work(tx: Transaction) -> None:
+        await tx.insert_device(stored_device("acme", "d"), stored_credentials("acme", "d", some))
+        # Lenient referential integrity (management 8.1): a set that is there before its device.
+        await tx.replace_credentials(
+            stored_credentials("acme", "not-yet", [replace(credential("psk", "x"), auth_id="nul\0")])
+        )
+
+    await store.write(work)
+    many = [f"no-{number}" for number in range(2000)]
+    wanted = [("psk", long), ("psk", f"{long}1"), ("c", "a"), ("psk", "a"), ("psk", "nul\0")]
+
+    async def look(tx: Transaction) -> None:
+        assert await tx.find_taken("acme", [*many, "d", "D", "not-yet"]) == {"d", "not-yet"}
+        assert await tx.find_taken("other", ["d", "not-yet"]) == set()
+        assert await tx.find_taken("acme", []) == set()
+        assert await tx.find_owners("acme", wanted) == ["d", None, "d", None, "not-yet"]
+        assert await tx.find_owners("other", wanted) == [None] * 5
+        assert await tx.find_owners("acme", []) == []
+
+    await store.read(look)
+    await store.write(look)
+
+
+@with_store
+async def test_many_devices_are_counted_where_they_are(store: Store) -> None:
+    """Management 7.1: the page at an offset begins with the device at that place."""
+    await insert_tenant(store, stored_tenant("acme"))
+    ids: list[str] = []
+    dice = random.Random(2)
+    # Into a tenant without devices, among those that there are, and behind them.
+    places = dice.sample(range(10**6), 7500)
+    for prefix, some_places in (("d", places[:4500]), ("d", places[4500:]), ("e", places[:1500]), ("a", places[:7])):
+        some = [f"{prefix}{place:06}" for place in some_places]
+        ids += some
+        devices = ((stored_device("acme", one), stored_credentials("acme", one)) for one in some)
+        await store.write(partial(insert_devices, devices=devices))
+        ordered = sorted(ids)
+        for offset in (*range(0, len(ids), 499), len(ids) - 1):
+            found = await store.search(partial(find_devices, Query(page_offset=offset, page_size=2)))
+            assert [one.device_id for one in found.results] == ordered[offset : offset + 2]
+            assert found.total == len(ids)
+            assert found.scanned <= 2
+
+
+async def insert_devices(tx: Transaction, *, devices: Iterator[tuple[StoredDevice, StoredCredentials]]) -> None:
+    await tx.insert_devices(devices)
+
+
 def test_ranges_count_what_is_there_whatever_comes_side_by_side(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

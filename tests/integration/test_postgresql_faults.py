@@ -4,10 +4,12 @@ What the whole process makes of it is in `test_postgresql_outages.py`.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,7 +19,12 @@ from tests.integration.proxy import Proxy
 from tests.integration.registry import new_id, poll
 from tests.postgresql import PostgresqlServer
 
+from kamado import load
+from kamado.auth import LOCAL_OPERATOR
+from kamado.credentials import CredentialRules
+from kamado.document import Identifiers
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
+from kamado.passwords import PasswordHasher
 from kamado.storage import StorageError, StoreSettings, open_store
 from kamado.storage.postgresql import PostgresqlStore
 from kamado.storage.postgresql_statements import Executor
@@ -486,6 +493,57 @@ def test_a_lock_that_is_given_back_soon_costs_nobody_anything(url: str) -> None:
             await writing
 
     with_store(url, test, StoreSettings())
+
+
+INSERT_DEVICE = "INSERT INTO devices (tenant_id, device_id, version, created, document) VALUES ($1, $2, '1', 1, '{}')"
+
+
+def plan_of(directory: Path, number: int) -> load.LoadPlan:
+    """A file with so many devices for the tenant, `d0` and on."""
+    path = directory / "devices.json"
+    devices = [{"device-id": f"d{n}", "data": {"ext": {"n": n}}} for n in range(number)]
+    path.write_text(json.dumps([{"tenant": TENANT, "devices": devices}]))
+    return load.read_files([path], rules=CredentialRules(identifiers=Identifiers()), now=CREATED)
+
+
+def test_devices_are_created_in_a_tenant_into_which_others_are_loaded(url: str, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, 3000)
+
+    async def test(store: PostgresqlStore) -> None:
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute(INSERT_DEVICE, TENANT, "d2999")
+            with closing(PasswordHasher(workers=1, queue=1, cost=4)) as hasher:
+                loading = asyncio.create_task(load.apply(plan, store, hasher, LOCAL_OPERATOR, lambda: CREATED))
+                # Nearly all of them are there, though nobody else sees them yet.
+                await somebody_waits(other)
+                await create(store)
+                await other.execute("ROLLBACK")
+                assert (await loading).devices == 3000
+        assert await store.read(lambda tx: tx.count_devices(TENANT)) == 3001
+
+    with_store(url, test, StoreSettings(statement_timeout=60.0))
+
+
+def test_a_device_that_was_created_while_others_were_loaded_is_a_problem(url: str, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, 600)
+
+    async def test(store: PostgresqlStore) -> None:
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute(INSERT_DEVICE, TENANT, "d599")
+            with closing(PasswordHasher(workers=1, queue=1, cost=4)) as hasher:
+                loading = asyncio.create_task(load.apply(plan, store, hasher, LOCAL_OPERATOR, lambda: CREATED))
+                await somebody_waits(other)
+                await other.execute("COMMIT")
+                with pytest.raises(load.LoadErrors) as caught:
+                    await loading
+        assert [(one.entry, one.message) for one in caught.value.problems] == [
+            (f"[0].devices[599] device d599 of tenant {TENANT}", "exists already")
+        ]
+        assert not await has(store, "d0")
+
+    with_store(url, test, StoreSettings(statement_timeout=60.0))
 
 
 def test_a_serialisation_failure_is_tried_again(server: PostgresqlServer, url: str) -> None:

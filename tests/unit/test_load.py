@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.contract.records import credential
 from tests.unit.sample_store import ADAPTER, Clock, SampleStore
 from tests.unit.test_credentials import BCRYPT_10, DEV_CERT, KEY, SHA_256
 from tests.unit.test_tenants import CA_CERT, CA_DN, CERTIFIED, DESCRIBED
@@ -655,6 +656,32 @@ def test_what_a_deleted_tenant_left_behind_is_not_in_the_way(loading: Loading) -
     loading.load([ACME, devices({"device-id": "press-1"}), credentials(psk(auth_id="p2"))])
     assert loading.auth_ids("press-1") == ["p2"]
     assert loading.sample.find_device("acme", "old") is None
+
+
+def test_a_set_that_was_there_before_its_device_is_replaced(loading: Loading) -> None:
+    """Management 8.1, lenient referential integrity."""
+    loading.load([ACME])
+
+    async def insert(transaction: Transaction) -> None:
+        for device_id in ("d", "e"):
+            await transaction.replace_credentials(
+                StoredCredentials(
+                    tenant_id="acme",
+                    device_id=device_id,
+                    version="1",
+                    credentials=(credential("psk", device_id),),
+                )
+            )
+
+    loading.sample.run(loading.sample.store.write(insert))
+    counts = loading.load([devices({"device-id": "d"}, {"device-id": "e"}, {"device-id": "f"}), credentials(psk("d"))])
+    assert counts == LoadCounts(devices=3, credentials=1)
+    assert loading.auth_ids("d") == ["p1"]
+    assert loading.auth_ids("e") == ["e"]
+    assert loading.credentials("d").has_device
+    assert loading.credentials("e").has_device
+    assert loading.credentials("e").version != "1"
+    assert loading.sample.count_devices("acme") == 3
 
 
 def test_every_change_is_recorded(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:

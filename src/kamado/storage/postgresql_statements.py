@@ -19,8 +19,8 @@ from kamado.storage.together import LOCK_NAME
 
 __all__ = ["Executor", "Statement", "translate"]
 
-_MAX_ROWS: Final = 5000
-"""Sets of parameters of one statement."""
+_MAX_ROWS: Final = 1000
+"""Sets of parameters of one statement, each of which has its time."""
 _PARAMETER: Final = re.compile(r"\?(\d+)")
 _ARRAY: Final = re.compile(r"= ANY\(\?(\d+)\)")
 _LOCK: Final = re.compile(r"\s+FOR (KEY SHARE|UPDATE)$")
@@ -220,7 +220,6 @@ class Executor:
         if statement.joined is None:
             return [await self._run_one(statement, row) for row in rows]
         if len(rows) > _MAX_ROWS:
-            # Each statement has its time.
             done: list[Sequence[Row]] = []
             for start in range(0, len(rows), _MAX_ROWS):
                 done += await self._run_many(statement, rows[start : start + _MAX_ROWS])

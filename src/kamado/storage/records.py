@@ -7,7 +7,8 @@ A record is a row without what is derived from it; that is made anew from its do
 # ruff: noqa: S608 - the parts of a statement are texts of this file
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final, NamedTuple, cast
 
 from kamado.credentials import stored_document
@@ -18,6 +19,7 @@ from kamado.storage.sql import (
     INSERT_DEVICE_MEMBER,
     INSERT_GROUP,
     INSERT_TENANT_MEMBER,
+    LIST_PRESENT,
     Counted,
     SqlTransaction,
     count_changes,
@@ -84,6 +86,11 @@ FIND_COPY: Final = "SELECT source, state FROM unfinished_copies"
 PUT_COPY: Final = """
 INSERT INTO unfinished_copies (source, state) VALUES (?1, ?2)
 ON CONFLICT (source) DO UPDATE SET state = excluded.state"""
+LIST_PRESENT_SETS: Final = "SELECT device_id FROM credential_sets WHERE tenant_id = ?1 AND device_id = ANY(?2)"
+FIND_OWNER: Final = "SELECT device_id FROM credentials WHERE tenant_id = ?1 AND type = ?2 AND auth_id = ?3"
+_AT_ONCE: Final = 500
+"""Devices that are looked for, or inserted, by one statement."""
+
 DELETE_COPY: Final = "DELETE FROM unfinished_copies"
 HAS_COPY: Final = "SELECT EXISTS (SELECT 1 FROM unfinished_copies)"
 
@@ -117,7 +124,9 @@ class RegistryTransaction(SqlTransaction):
         if kind is RecordKind.TENANT:
             await self._derive_from_tenants(records)
         elif kind is RecordKind.DEVICE:
-            await self._derive_from_devices(records)
+            documents = _documents(RecordKind.DEVICE, records)
+            await self._derive_from_devices(documents)
+            await self._count_devices(key for key, _ in documents)
 
     async def _derive_from_tenants(self, records: Sequence[Record]) -> None:
         documents = _documents(RecordKind.TENANT, records)
@@ -135,8 +144,7 @@ class RegistryTransaction(SqlTransaction):
                 await self._put_alias(tenant_id, tenant.alias)
                 await self._put_anchors(tenant_id, tenant)
 
-    async def _derive_from_devices(self, records: Sequence[Record]) -> None:
-        documents = _documents(RecordKind.DEVICE, records)
+    async def _derive_from_devices(self, documents: Sequence[tuple[tuple[str, ...], JsonObject]]) -> None:
         await self._many(
             INSERT_DEVICE_MEMBER,
             [
@@ -153,25 +161,50 @@ class RegistryTransaction(SqlTransaction):
                 for group in dict.fromkeys(cast(list[str], document.get("memberOf", ())))
             ],
         )
+
+    async def _count_devices(self, keys: Iterable[Sequence[str]]) -> None:
         ids: dict[str, list[str]] = {}
-        for (tenant_id, device_id), _ in documents:
+        for tenant_id, device_id in keys:
             ids.setdefault(tenant_id, []).append(device_id)
-        for tenant_id, device_ids in ids.items():
+        # In one order everywhere, so that no two wait for each other.
+        for tenant_id, device_ids in sorted(ids.items()):
             await self._combine(count_changes, Counted(tenant_id, device_ids, 1))
 
-    async def insert_devices(self, devices: Sequence[tuple[StoredDevice, StoredCredentials]]) -> None:
-        await self.insert_records(
-            RecordKind.DEVICE,
+    async def find_taken(self, tenant_id: str, device_ids: Sequence[str]) -> set[str]:
+        taken: set[str] = set()
+        for start in range(0, len(device_ids), _AT_ONCE):
+            some = self._array(device_ids[start : start + _AT_ONCE])
+            for statement in (LIST_PRESENT, LIST_PRESENT_SETS):
+                taken.update(row[0] for row in await self._all(statement, tenant_id, some))
+        return taken
+
+    async def find_owners(self, tenant_id: str, names: Sequence[tuple[str, str]]) -> list[str | None]:
+        rows = await self._each(FIND_OWNER, [(tenant_id, type_, key_of(auth_id)) for type_, auth_id in names])
+        return [None if row is None else row[0] for row in rows]
+
+    async def insert_devices(self, devices: Iterable[tuple[StoredDevice, StoredCredentials]]) -> None:
+        keys: list[tuple[str, str]] = []
+        rest = iter(devices)
+        while some := list(islice(rest, _AT_ONCE)):
+            await self._insert_devices(some)
+            keys += [(stored.tenant_id, stored.device_id) for stored, _ in some]
+        await self._count_devices(keys)
+
+    async def _insert_devices(self, devices: Sequence[tuple[StoredDevice, StoredCredentials]]) -> None:
+        documents = [((stored.tenant_id, stored.device_id), device_document(stored.device)) for stored, _ in devices]
+        await self._many(
+            INSERT_RECORD[RecordKind.DEVICE],
             [
                 (
                     *(stored.tenant_id, stored.device_id, stored.version),
                     *(microseconds(stored.created), optional_microseconds(stored.updated)),
                     *(int(stored.auto_provisioned), int(stored.notification_sent)),
-                    text_of(device_document(stored.device)),
+                    text_of(document),
                 )
-                for stored, _ in devices
+                for (stored, _), (_, document) in zip(devices, documents, strict=True)
             ],
         )
+        await self._derive_from_devices(documents)
         sets = [credentials for _, credentials in devices]
         await self.insert_records(
             RecordKind.CREDENTIALS, [(stored.tenant_id, stored.device_id, stored.version) for stored in sets]

@@ -11,6 +11,7 @@ holds against whatever runs side by side, and the transaction is still good for 
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -285,6 +286,7 @@ FIND_RANGE = """
 SELECT first_id FROM device_ranges WHERE tenant_id = ?1 AND first_id <= ?2 ORDER BY first_id DESC LIMIT 1"""
 CHANGE_RANGE = """
 UPDATE device_ranges SET devices = devices + ?3 WHERE tenant_id = ?1 AND first_id = ?2 RETURNING devices"""
+LIST_RANGES = "SELECT first_id FROM device_ranges WHERE tenant_id = ?1"
 DELETE_RANGE = "DELETE FROM device_ranges WHERE tenant_id = ?1 AND first_id = ?2"
 
 # Credentials
@@ -360,6 +362,8 @@ WHERE c.tenant_id = ?1 AND c.type = ?2 AND c.auth_id = ?3"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_MANY: Final = 1000
+"""Devices that are counted at once, from which on it is quicker to read all ranges than one for each."""
 _MAX_RANGE: Final = 2000
 """Devices of a range that is split in two when there is one more."""
 # A parsed tenant takes some 15 times the space of its text, and there is a cache for each connection.
@@ -894,14 +898,29 @@ async def count_changes(session: Session, counted: Sequence[Counted]) -> list[in
 
 
 async def _count_in_ranges(session: Session, counted: Sequence[Counted]) -> None:
-    devices = [(one.tenant_id, device_id, one.change) for one in counted for device_id in one.device_ids]
+    devices = [
+        (one.tenant_id, device_id, one.change)
+        for one in counted
+        if len(one.device_ids) <= _MANY
+        for device_id in one.device_ids
+    ]
     found = await session.each(FIND_RANGE, [(tenant_id, device_id) for tenant_id, device_id, _ in devices])
+    firsts = [
+        (tenant_id, None if row is None else row[0], change)
+        for (tenant_id, _, change), row in zip(devices, found, strict=True)
+    ]
+    for one in counted:
+        if len(one.device_ids) > _MANY:
+            there = sorted(row[0] for row in await session.all(LIST_RANGES, one.tenant_id))
+            for device_id in one.device_ids:
+                place = bisect_right(there, device_id)
+                firsts.append((one.tenant_id, there[place - 1] if place else None, one.change))
     present: dict[tuple[str, str], int] = {}
     new: dict[tuple[str, str], int] = {}
-    for (tenant_id, _, change), row in zip(devices, found, strict=True):
+    for tenant_id, first_id, change in firsts:
         # The range of all ids that come before those of every other range: there always is one.
-        ranges, first_id = (new, "") if row is None else (present, row[0])
-        ranges[tenant_id, first_id] = ranges.get((tenant_id, first_id), 0) + change
+        ranges, key = (new, (tenant_id, "")) if first_id is None else (present, (tenant_id, first_id))
+        ranges[key] = ranges.get(key, 0) + change
     keys = sorted(present)
     if new:
         await session.many(INSERT_RANGE, [(*key, number) for key, number in new.items()])
@@ -915,15 +934,17 @@ async def _count_in_ranges(session: Session, counted: Sequence[Counted]) -> None
 
 
 async def _split_range(session: Session, tenant_id: str, first_id: str, devices: int) -> None:
-    """Split a range in halves until none is too large."""
-    half = devices // 2
-    middle = await session.one(FIND_MIDDLE, tenant_id, first_id, half)
-    assert middle is not None, "a range counts more devices than there are"
-    await session.run(SET_RANGE, tenant_id, first_id, half)
-    await session.run(INSERT_RANGE, tenant_id, middle[0], devices - half)
-    for first, number in ((first_id, half), (middle[0], devices - half)):
-        if number > _MAX_RANGE:
-            await _split_range(session, tenant_id, first, number)
+    """Split a range into equal parts that are half as large as a range may be, or a bit more."""
+    parts = devices // (_MAX_RANGE - _MAX_RANGE // 2)
+    size = devices // parts
+    await session.run(SET_RANGE, tenant_id, first_id, size)
+    new: list[tuple[str, str, int]] = []
+    for number in range(1, parts):
+        middle = await session.one(FIND_MIDDLE, tenant_id, first_id, size)
+        assert middle is not None, "a range counts more devices than there are"
+        (first_id,) = middle
+        new.append((tenant_id, first_id, size if number < parts - 1 else devices - size * number))
+    await session.many(INSERT_RANGE, new)
 
 
 def _identity(row: Row) -> Identity:
