@@ -25,8 +25,9 @@ from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
 from kamado.passwords import PasswordHasher
-from kamado.storage import StorageError, StoreSettings, open_store
-from kamado.storage.postgresql import PostgresqlStore
+from kamado.storage import OlderSchema, StorageError, StoreSettings, open_store
+from kamado.storage.migrations import load_migrations
+from kamado.storage.postgresql import PostgresqlStore, open_postgresql
 from kamado.storage.postgresql_statements import Executor
 from kamado.store import Transaction
 
@@ -669,6 +670,20 @@ def test_with_fewer_connections_than_it_would_like_it_serves_all_the_same(templa
                 assert found == [True] * 100 + [100] * 10
 
         with_store(url, test)
+
+
+def test_whoever_may_not_make_the_schema_is_told_who_does(server: PostgresqlServer, url: str) -> None:
+    settings = StoreSettings(auto_migrate=False)
+    empty = server.create_database()
+    with pytest.raises(OlderSchema, match="has no tables yet; make them by kamado migrate, or by kamado serve"):
+        asyncio.run(open_store(empty, settings))
+    server.drop_database(empty)
+    latest = load_migrations("postgresql")
+    later = replace(latest[-1], number=latest[-1].number + 1, name="later", works_with=None)
+    with pytest.raises(
+        OlderSchema, match=f"schema {latest[-1].number} .* needs {later.number}; bring it up to date by"
+    ):
+        asyncio.run(open_postgresql(url, settings, (*latest, later)))
 
 
 def test_a_database_without_a_connection_to_spare_is_waited_for_at_the_start() -> None:

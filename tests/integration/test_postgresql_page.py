@@ -70,7 +70,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         made.registry.settings["storage.url"] = made.url("kamado_serve")
         made.registry.settings["auth.first_login_dir"] = str(made.registry.data_dir)
         early = made.registry.run("serve", expect_status=69)
-        assert "run: kamado migrate" in early.stdout
+        assert "by kamado migrate" in early.stdout
         kamado("migrate", "--set", f"storage.url={made.url('kamado_owner')}")
         server.run_sql(report.partition(";")[2], "kamado")
         with made.registry:

@@ -223,10 +223,7 @@ async def _make_schema(database: Database, migrations: tuple[Migration, ...], *,
         if before >= migrations[-1].number:
             return before, before
         if not may_migrate:
-            raise OlderSchema(
-                f"{database.name} has schema {before}, this version of Kamado needs {migrations[-1].number}, and "
-                "storage.auto_migrate is off; run: kamado migrate"
-            )
+            raise OlderSchema(database.name, before, migrations[-1].number)
         await apply_migrations(session, database.name, migrations, datetime.now(UTC))
         return before, migrations[-1].number
     finally:

@@ -79,7 +79,23 @@ class UnusableFile(StorageError):
 
 
 class OlderSchema(StorageError):
-    """The database needs a migration and this process was told not to make it."""
+    """The database needs a migration, and whoever opens it is not to make it.
+
+    Args:
+        database: What to call it.
+        found: The version of its schema; 0 for none, `None` for a database that is not there.
+        needed: The version that is needed.
+    """
+
+    def __init__(self, database: str, found: int | None, needed: int) -> None:
+        what = f"has schema {found} and this version of Kamado needs {needed}; bring it up to date"
+        if found is None:
+            what = "does not exist; create it"
+        elif found == 0:
+            what = "has no tables yet; make them"
+        super().__init__(
+            f"{database} {what} by kamado migrate, or by kamado serve unless storage.auto_migrate is off there"
+        )
 
 
 class UnfinishedCopy(StorageError):

@@ -482,7 +482,7 @@ def _open_writer(
         if may_migrate:
             _create_file(file)
         elif not file.exists():
-            raise OlderSchema(f"{path} does not exist; create it with: kamado migrate")
+            raise OlderSchema(path, None, content.migrations[-1].number)
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             raise StorageError(f"{path} is not a file")
@@ -526,9 +526,7 @@ async def _prepare(
     before = await find_version(session, path, migrations, content.marker)
     latest = migrations[-1].number
     if before < latest and not may_migrate:
-        raise OlderSchema(
-            f"{path} has schema {before} and this version of Kamado needs {latest}; upgrade it with: kamado migrate"
-        )
+        raise OlderSchema(path, before, latest)
     _prove_writable(connection, settings)
     _switch_to_wal(path, connection, settings)
     for pragma in content.pragmas:
