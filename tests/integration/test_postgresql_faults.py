@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -670,6 +671,41 @@ def test_with_fewer_connections_than_it_would_like_it_serves_all_the_same(templa
                 assert found == [True] * 100 + [100] * 10
 
         with_store(url, test)
+
+
+def test_what_the_url_says_of_connections_is_done(url: str, tmp_path: Path) -> None:
+    parts = urlsplit(url)
+    (tmp_path / "pgpass").write_text(f"*:*:*:*:{parts.password}\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    without_password = url.replace(f":{parts.password}@", "@")
+    assert without_password != url
+    said = f"{without_password}?passfile={tmp_path}/pgpass&application_name=plant%207&options=-c%20work_mem%3D3MB"
+    said += "&connect_timeout=30&sslmode=disable&gssencmode=disable&extra_float_digits=2"
+
+    async def test(store: PostgresqlStore) -> None:
+        async with store._database.connection() as connection:
+            shown = [
+                await connection.fetchval(f"SHOW {name}")
+                for name in ("application_name", "work_mem", "extra_float_digits", "enable_seqscan")
+            ]
+        assert shown == ["plant 7", "3MB", "2", "off"]
+
+    with_store(said, test)
+
+    async def name_by_default(store: PostgresqlStore) -> None:
+        async with store._database.connection() as connection:
+            assert await connection.fetchval("SHOW application_name") == "kamado"
+
+    with_store(url, name_by_default)
+
+
+def test_a_bound_for_connecting_that_the_url_sets_is_kept(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+        proxy.swallow()
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="no answer"):
+            asyncio.run(open_store(f"{proxy.through(url)}?connect_timeout=1", StoreSettings(acquire_timeout=120.0)))
+        assert time.monotonic() - began < 60
 
 
 def test_whoever_may_not_make_the_schema_is_told_who_does(server: PostgresqlServer, url: str) -> None:

@@ -103,6 +103,9 @@ def test_what_does_not_pass_ends_the_start_at_once(server: PostgresqlServer, tmp
             server.url("other"): "holds tables of another program",
             f"postgresql://stranger:stranger-s3cret@127.0.0.1:{server.port}/{name}": "has no right",
             server.url(name) + "?sslmode=perhaps": "sslmode",
+            server.url(name) + "?connect_timeout=soon": "connect_timeout=soon is not a whole number",
+            server.url(name) + "?keepalives_idle=9": "keepalives_idle is not supported",
+            server.url(name) + "?colour=red": "colour",
             proxy.through(server.url(name)): "PostgreSQL 12 is too old; Kamado needs 13 or newer",
         }
         for number, (url, text) in enumerate(cases.items()):

@@ -12,15 +12,13 @@ from collections import deque
 from collections.abc import AsyncIterator
 from enum import Enum
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
 from kamado.errors import Unavailable
 from kamado.storage import shown_url
-from kamado.storage.sql import (
-    StoreSettings,
-)
+from kamado.storage.postgresql_url import parse_url
+from kamado.storage.sql import StorageError, StoreSettings
 
 __all__ = [
     "DRIVER_ERRORS",
@@ -159,13 +157,6 @@ class Failed(Unavailable):
         self.is_locked = isinstance(error, asyncpg.LockNotAvailableError)
 
 
-def _split_hosts(url: str) -> list[str]:
-    """Return a URL for each host of one."""
-    parts = urlsplit(url)
-    userinfo, at, hosts = parts.netloc.rpartition("@")
-    return [urlunsplit(parts._replace(netloc=f"{userinfo}{at}{host}")) for host in hosts.split(",")]
-
-
 def _give_up(task: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
     """Close a connection that came too late."""
     if not task.cancelled() and task.exception() is None:
@@ -191,14 +182,23 @@ class Database:
         min_size: How many connections there are at least.
         max_size: How many there may be.
         target: What a server must be if there are several and the URL does not say: `target_session_attrs`.
+
+    Raises:
+        StorageError: The URL asks for something that cannot be had.
     """
 
     def __init__(
         self, url: str, settings: StoreSettings, *, min_size: int, max_size: int, target: str = "read-write"
     ) -> None:
-        self._urls = _split_hosts(url)
-        self._target = target
         self.name = shown_url(url)
+        try:
+            parsed = parse_url(url)
+        except ValueError as error:
+            raise StorageError(f"{self.name}: {error}") from error
+        self._urls = list(parsed.hosts)
+        self._target = None if parsed.has_target else target
+        self._connect_timeout = parsed.connect_timeout
+        self._application_name = parsed.application_name
         self._settings = settings
         self._min_size = min_size
         self._max_size = max_size
@@ -229,9 +229,11 @@ class Database:
         The driver's own way with several hosts has one time-out for all, so that one which does not answer is in the
         way of those behind it.
         """
+        if self._connect_timeout is not None:
+            options["timeout"] = min(options["timeout"], self._connect_timeout)
         if len(self._urls) == 1:
             return await asyncpg.connect(self._urls[0], **options)
-        if "target_session_attrs" not in self._urls[0]:
+        if self._target is not None:
             options["target_session_attrs"] = self._target
         tries: dict[asyncio.Task[asyncpg.Connection[asyncpg.Record]], str] = {}
         errors: list[Exception] = []
@@ -264,6 +266,8 @@ class Database:
         # Not as parameters of the start: poolers in between refuse what they do not know.
         timeout = self._settings.statement_timeout * 1000
         settings = _SETTINGS | {"statement_timeout": f"{timeout:.0f}ms", "lock_timeout": f"{timeout / 2:.0f}ms"}
+        if self._application_name is not None:
+            settings["application_name"] = self._application_name
         names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
         words = [word for pair in settings.items() for word in pair]
         await connection.fetch(f"SELECT {names}, set_config('{RUN}', {_FIND_RUN}, false)", *words)
