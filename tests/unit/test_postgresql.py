@@ -1,15 +1,19 @@
 """Parts of the PostgreSQL dialect that need no server."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from kamado.storage.postgresql_database import Connection, Database
+import asyncpg
+import pytest
+
+from kamado.storage.postgresql_database import Connection, Database, Failed
 from kamado.storage.postgresql_lanes import BEGIN, FairQueue, Transactions
 from kamado.storage.postgresql_lanes import _Job as Job
 from kamado.storage.postgresql_statements import Executor
 from kamado.storage.sql import Row, StoreSettings
-from kamado.storage.together import LOCK_NAME
+from kamado.storage.together import LOCK_NAME, Outcome
 
 
 def test_a_transaction_that_only_reads_waits_for_no_name() -> None:
@@ -30,6 +34,30 @@ def test_what_waits_for_a_device_is_in_the_way_of_nothing_else() -> None:
         return [[job.work for job in transactions._take()] for _ in range(3)]
 
     assert asyncio.run(create_tenant_beside_a_busy_device()) == [["tenant"], ["behind"], []]
+
+
+def test_who_wants_a_row_that_somebody_keeps_locked_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operating, "Somebody keeps rows locked": only what needs these rows fails, however long it took to find out."""
+    waits: list[bool] = []
+
+    async def attempt(_: Transactions, jobs: list[Job], *, is_late: bool = False) -> list[Outcome[object]]:
+        waits.append(not is_late)
+        if any(job.device == ("t", "7") for job in jobs):
+            raise Failed(asyncpg.LockNotAvailableError("no"))
+        return [Outcome() for _ in jobs]
+
+    async def run_late() -> dict[str, bool]:
+        transactions = Transactions(cast(Database, None), None, StoreSettings(), begin=BEGIN, writes=True, at_once=2)
+        loop = asyncio.get_running_loop()
+        jobs = [Job(cast(Any, None), loop.create_future(), ("t", str(number))) for number in range(20)]
+        for job in jobs:
+            job.has_waited = True
+        outcomes = await transactions._run_group(jobs, time.monotonic() - 1)
+        return {cast("tuple[str, str]", job.device)[1]: outcome.error is None for job, outcome in outcomes}
+
+    monkeypatch.setattr(Transactions, "_try", attempt)
+    assert asyncio.run(run_late()) == {str(number): number != 7 for number in range(20)}
+    assert not any(waits), "nobody waits for it any more"
 
 
 def test_tenants_have_turns() -> None:

@@ -54,6 +54,8 @@ BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MAX_TRIES: Final = 6
 _APART: Final = 2.0
 """Seconds for which a tenant in which somebody else has locked something is kept apart."""
+_BRIEF_WAIT: Final = "SET LOCAL lock_timeout = '100ms'"
+"""For a use case that may be in the way of others for no longer; a whole group of them takes some seconds."""
 _STATUS_TIME: Final = 3.0
 """Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
 
@@ -398,7 +400,8 @@ class Transactions:
 
         Args:
             jobs: Use cases.
-            end: Until when (monotonic) a lock that somebody else has is waited for again.
+            end: Until when (monotonic) a lock that somebody else has is waited for again. Afterwards it is only found
+                out, in no time, who of them wants it.
         """
         if not jobs:
             return []
@@ -407,8 +410,9 @@ class Transactions:
         tries = 0
         while True:
             tries += 1
+            is_late = time.monotonic() >= end
             try:
-                outcomes = await self._try(jobs)
+                outcomes = await self._try(jobs, is_late=is_late)
                 break
             except Failed as error:
                 if error.is_locked:
@@ -419,7 +423,7 @@ class Transactions:
                         return [done for some in apart for done in some]
                     if self._set_apart(jobs):
                         return []
-                    if time.monotonic() >= end:
+                    if is_late and len(jobs) == 1:
                         return _fail_all(jobs, error)
                 if error.cause in (Cause.CLASH, Cause.PART) and len(jobs) > 1:
                     half = len(jobs) // 2
@@ -445,8 +449,12 @@ class Transactions:
             done += await self._run_group([job], end)
         return done
 
-    async def _try(self, jobs: list[_Job]) -> list[Outcome[Any]]:
+    async def _try(self, jobs: list[_Job], *, is_late: bool = False) -> list[Outcome[Any]]:
         """Run use cases in one transaction, which is undone if one has failed that has changed something.
+
+        Args:
+            jobs: Use cases.
+            is_late: Wait for locks only for a moment.
 
         Raises:
             OutcomeUnknown: The connection was lost in the commit, and nobody can say what has become of it.
@@ -457,6 +465,8 @@ class Transactions:
         try:
             async with self._database.connection() as connection:
                 await connection.execute(self._begin)
+                if is_late:
+                    await connection.execute(_BRIEF_WAIT)
                 if self._writes:
                     row = await connection.fetchrow(self._find_mark)
                     assert row is not None
