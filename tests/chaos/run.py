@@ -25,7 +25,7 @@ from tests.chaos.history import Contact, Kind, Operation, Outcome, check, check_
 from tests.integration.adapter import Adapter, AuthenticationFailed, ConnectionClosed, LinkRefused
 from tests.integration.certificates import Authority, Issued
 from tests.integration.proxy import Proxy
-from tests.integration.registry import Registry, Response
+from tests.integration.registry import Registry, Response, poll
 from tests.postgresql import PostgresqlServer
 
 __all__ = ["Chaos", "Report"]
@@ -37,10 +37,13 @@ STABLE: Final = tuple(f"stable-{number}" for number in range(4))
 CERTIFICATES: Final = 60
 TOGETHER: Final = 3
 """Clients that come with one certificate at once."""
-RECOVERY: Final = 5.0
-"""Seconds in which everything works again for everybody."""
-PATIENCE: Final = 15.0
+RECOVERY: Final = 20.0
+"""Seconds in which everything works again for everybody; clients, instances and database may share two processors."""
+PATIENCE: Final = 30.0
 """Seconds in which every request is answered, with whatever, or its connection is lost."""
+DEFAULTS: Final = {"storage.acquire_timeout": "2s", "storage.statement_timeout": "1s"}
+DONE: Final = ("create ok", "update ok", "delete ok", "read ok", "first contact 201", "first contact 200")
+"""What has to be among the operations, for a run to say anything."""
 UNKNOWN_TEXTS: Final = ("ask once more", "may have been done")
 
 
@@ -100,7 +103,7 @@ class Chaos:
             self._instances = [
                 Registry(
                     self._directory / str(number),
-                    {"auth.first_login_dir": str(self._directory), "shutdown.grace": "2s"},
+                    {"auth.first_login_dir": str(self._directory), "shutdown.grace": "2s"} | DEFAULTS,
                     url=proxy.through(url),
                     arguments=["--workers", "2"] if number == 2 else [],
                     environment={"CHAOS": self.marker},
@@ -150,6 +153,8 @@ class Chaos:
             thread.start()
         try:
             self._make_faults(random.Random(self._seed))
+            # On a busy machine, not everything has been done by then.
+            poll(lambda: all(self.report.operations[done] for done in DONE), what="each kind of operation")
         finally:
             self._is_over.set()
             for thread in threads:
@@ -401,7 +406,7 @@ class Chaos:
         # Each once, whatever chance has it.
         first = list(faults)
         choice.shuffle(first)
-        while time.monotonic() < end:
+        while first or time.monotonic() < end:
             time.sleep(choice.uniform(0.3, 1.5))
             fault = first.pop() if first else choice.choice(faults)
             fault(choice)
@@ -414,8 +419,9 @@ class Chaos:
         instance.start()
 
     def _kill_worker(self, choice: random.Random) -> None:
-        pid = self._instances[2].pid
-        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = Path("/proc/{0}/task/{0}/children".format(self._instances[2].pid))
+        # For a moment there may be none, if others have been killed just now.
+        workers = poll(lambda: children.read_text().split(), what="a worker")
         with suppress(ProcessLookupError):
             os.kill(int(choice.choice(workers)), signal.SIGKILL)
 
@@ -552,11 +558,7 @@ class _Client:
     def ask(self, api: str, subject: str, **question: Any) -> Any:
         """Send a request as an adapter; connects anew if need be."""
         try:
-            adapter, address = self._adapter(), f"{api}/{TENANT}"
-            reply = adapter.request(address, subject, **question)
-            # As much credit for replies as before.
-            adapter.links(address)[1].flow(1)
-            return reply
+            return self._adapter().request(f"{api}/{TENANT}", subject, **question)
         except (OSError, ConnectionClosed, AuthenticationFailed, LinkRefused) as error:
             self._forget()
             raise _Lost from error

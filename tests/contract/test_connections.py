@@ -10,7 +10,7 @@ from tests.databases import Databases
 
 from kamado.connections import Connections, ConnectionTransaction, DeviceConnection
 from kamado.errors import Forbidden, Unavailable
-from kamado.storage import open_connections
+from kamado.storage import StoreSettings, open_connections
 
 NOW = datetime(2026, 1, 31, 8, 15, 30, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(microseconds=1)
@@ -23,8 +23,8 @@ class Engine:
         self._url = url
 
     async def open(self) -> Connections:
-        """Open it, once more each time."""
-        return await open_connections(self._url)
+        """Open it, once more each time; nothing is refused because the machine is busy."""
+        return await open_connections(self._url, StoreSettings(statement_timeout=20, acquire_timeout=20))
 
 
 @pytest.fixture

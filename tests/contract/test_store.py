@@ -53,8 +53,9 @@ class Engine:
         self._url = url
 
     async def open(self, settings: StoreSettings | None = None) -> Store:
-        """Open it, once more each time."""
-        return await open_store(self._url, settings)
+        """Open it, once more each time; nothing is refused because the machine is busy."""
+        patient = replace(settings or StoreSettings(), statement_timeout=20, acquire_timeout=20, busy_timeout=60)
+        return await open_store(self._url, patient)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.databases import Databases
 from tests.integration.registry import Registry, new_id
 
 SECONDS = float(os.environ.get("KAMADO_FUZZ_SECONDS", "3"))
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds for an answer. All requests below are complete or end with the sending side, so none waits for more."""
 
 STATUSES = {200, 201, 204, 400, 403, 404, 405, 409, 412, 413}

@@ -164,19 +164,26 @@ def _fill(registry: Registry, ca: Authority, passive_ca: Authority) -> None:
     registry.set_credentials("off", "d1", [{"type": "hashed-password", "auth-id": "sensor1", "secrets": [password]}])
 
 
-def acme_fixture(databases: Databases, directory: Path, users: Mapping[str, object] | None = None) -> Iterator[Acme]:
+def acme_fixture(
+    databases: Databases,
+    directory: Path,
+    users: Mapping[str, object] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Acme]:
     """Run a registry with the fixture.
 
     Args:
         databases: Where its database comes from.
         directory: For its files.
         users: More users of the permissions file.
+        settings: More settings.
     """
     ca = Authority.create("CN=Device CA,OU=Plant 7,O=Acme")
     passive_ca = Authority.create("CN=Passive CA,O=Acme")
     file = directory / "permissions.json"
     file.write_text(json.dumps(permissions(users)))
     url = databases.create(directory / "data")
-    with Registry(directory, {"auth.permissions_file": str(file)}, tls=True, url=url) as registry:
+    settings = {"auth.permissions_file": str(file)} | dict(settings or {})
+    with Registry(directory, settings, tls=True, url=url) as registry:
         _fill(registry, ca, passive_ca)
         yield Acme(registry=registry, ca=ca, passive_ca=passive_ca)

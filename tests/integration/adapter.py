@@ -49,7 +49,7 @@ __all__ = [
     "read_sections",
 ]
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 """Seconds until a test fails; generous, since the machine may be busy with other tests."""
 HOST = "127.0.0.1"
 
@@ -405,7 +405,7 @@ class Adapter:
         properties: Mapping[str, Any] | None = None,
         body: bytes | str | None = None,
     ) -> Reply:
-        """Send a request and return its reply."""
+        """Send a request and return its reply; the reply link has as much credit as before, as stock clients see to."""
         sender, receiver = self.links(address)
         correlation = f"test-client-{uuid.uuid4()}"
         message = self.message(
@@ -415,7 +415,9 @@ class Adapter:
             body=body,
             message_id=correlation,
         )
-        return self.exchange(sender, message, correlation)
+        reply = self.exchange(sender, message, correlation)
+        receiver.flow(1)
+        return reply
 
     def exchange(self, sender: Sender, message: Any, correlation: object) -> Reply:
         """Send a message, see it accepted, and return the reply with that correlation-id."""

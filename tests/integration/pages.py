@@ -132,7 +132,7 @@ class Example:
             # As on a terminal, but for the progress of curl.
             stderr=subprocess.PIPE if "curl " in step.commands else subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         output = f"{result.stdout}{result.stderr or ''}"

@@ -32,9 +32,12 @@ __all__ = ["Registry", "Response", "kamado", "new_id", "poll", "send_request"]
 T = TypeVar("T")
 JsonObject = dict[str, object]
 
-START_DEADLINE = 30.0
+START_DEADLINE = 120.0
 """Seconds; generous, since the machine may be busy with other tests."""
-STOP_DEADLINE = 30.0
+STOP_DEADLINE = 60.0
+COMMAND_DEADLINE = 120.0
+_PATIENCE = {"storage.acquire_timeout": "20s", "storage.statement_timeout": "20s"}
+"""With PostgreSQL; what is so slow that it is refused is the business of a few tests, which set both."""
 
 
 def new_id(prefix: str = "t") -> str:
@@ -42,7 +45,7 @@ def new_id(prefix: str = "t") -> str:
     return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
-def poll(check: Callable[[], T | None], *, timeout: float = 10.0, what: str = "the expected state") -> T:
+def poll(check: Callable[[], T | None], *, timeout: float = 60.0, what: str = "the expected state") -> T:
     """Call `check` until it returns something true, and return that.
 
     Args:
@@ -100,7 +103,7 @@ def send_request(
     headers: Mapping[str, str] | None = None,
     *,
     context: ssl.SSLContext | None = None,
-    timeout: float = 20.0,
+    timeout: float = 60.0,
 ) -> Response:
     """Send one HTTP request on a connection of its own; the path goes out exactly as given.
 
@@ -155,7 +158,7 @@ def kamado(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMMAND_DEADLINE,
         check=False,
     )
     assert expect_status is None or result.returncode == expect_status, (
@@ -204,6 +207,9 @@ class Registry:
             "health.port": "0",
             "credentials.bcrypt_cost": "4",
             "shutdown.drain_delay": "0s",
+            # Clients may be left alone for long while a test waits for something else on a busy machine.
+            "amqp.idle_timeout": "10m",
+            "http.idle_timeout": "10m",
         }
         if tls:
             files = self.tls = tls_files(directory / "tls")
@@ -216,7 +222,7 @@ class Registry:
                 }
             self.settings["amqp.tls.client_ca_file"] = str(files.client_ca_file)
         if url is not None and not url.startswith("sqlite:"):
-            self.settings["auth.first_login_dir"] = str(self.data_dir)
+            self.settings |= {"auth.first_login_dir": str(self.data_dir)} | _PATIENCE
         self.settings = dict(settings or {}) if only_settings else self.settings | dict(settings or {})
         self.arguments = list(arguments)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
@@ -370,7 +376,7 @@ class Registry:
         return send_request(self.health_url, "GET", path)
 
     def run(
-        self, *arguments: str, stdin: str = "", expect_status: int | None = 0, timeout: float = 60.0
+        self, *arguments: str, stdin: str = "", expect_status: int | None = 0, timeout: float = COMMAND_DEADLINE
     ) -> subprocess.CompletedProcess[str]:
         """Run another `kamado` command on the same configuration.
 

@@ -347,8 +347,8 @@ def test_row19_no_operation_for_tenants(acme: Acme) -> None:
 
 @ROWS.row(22)
 def test_row22_login_ends(new_registry: NewRegistry) -> None:
-    """Row 22, with a lifetime of 2 s instead of 5: `close` amqp:unauthorized-access; reconnecting works."""
-    registry = new_registry({"auth.lifetime": "2s"})
+    """Row 22: `close` amqp:unauthorized-access; reconnecting works."""
+    registry = new_registry({"auth.lifetime": "5s"})
     with Adapter(registry.amqp_port, registry.username, registry.password) as adapter:
         closed = adapter.wait_for_close()
         assert closed.condition == "amqp:unauthorized-access"

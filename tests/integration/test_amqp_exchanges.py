@@ -19,7 +19,8 @@ from tests.integration.registry import poll
 
 @pytest.fixture(scope="module")
 def acme(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
-    yield from acme_fixture(databases, tmp_path_factory.mktemp("exchanges"))
+    default = {"amqp.idle_timeout": "20s"}
+    yield from acme_fixture(databases, tmp_path_factory.mktemp("exchanges"), settings=default)
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -125,7 +126,7 @@ def test_other_headers_are_answered_with_the_sasl_header(acme: Acme, over_tls: b
 
 def test_heartbeats_at_half_of_the_clients_time_out(acme: Acme, over_tls: bool) -> None:
     """15.1, section 2.2."""
-    with acme.adapter(tls=over_tls, idle_timeout=2.0) as adapter:
+    with acme.adapter(tls=over_tls, idle_timeout=4.0) as adapter:
         adapter.wait(lambda: adapter.session.state & Endpoint.REMOTE_ACTIVE, "begin")
         frames = adapter._transport.frames_input
         # Proton would close the connection itself if nothing came.

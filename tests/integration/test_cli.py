@@ -266,7 +266,7 @@ def test_lost_login_of_the_adapters_can_be_made_anew(new_registry: NewRegistry) 
         assert password not in result.stderr
         hint = hint.replace("***", password)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(["sh", "-c", hint], env=registry.environment | {"PATH": path}, timeout=60, check=True)
+    subprocess.run(["sh", "-c", hint], env=registry.environment | {"PATH": path}, timeout=120, check=True)
     assert stat.S_IMODE(registry.credentials_file.stat().st_mode) == 0o600
     registry.run(*arguments)
     result = registry.run(*arguments, "--credentials-file", "/no/file", expect_status=CONFIGURATION)
@@ -612,7 +612,7 @@ def test_load_into_a_full_disk(spare_database: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kamado", "load", str(tmp_path / "t.json"), "--set", setting]
     # Blocks of 512 bytes.
     limited = ["sh", "-c", 'ulimit -f 400; exec "$@"', "sh", *command]
-    result = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == UNAVAILABLE
     assert "Traceback" not in result.stderr
     assert "the database cannot" in result.stderr

@@ -26,7 +26,7 @@ from kamado.storage.volatile import SqliteConnections, connections_path
 
 PROGRAM = Path(__file__).with_name("sqlite_process.py")
 NOW = datetime(2026, 1, 31, 8, 15, 30, tzinfo=UTC)
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 Test = Callable[[SqliteConnections], Coroutine[object, object, None]]
 
@@ -368,7 +368,7 @@ def test_a_full_disk_refuses_what_is_new_and_keeps_what_is_there(database: Path)
 
 def test_files_that_cannot_grow_refuse_writes_and_go_on_afterwards(database: Path) -> None:
     with process("connect_without_space", database) as running:
-        output, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=120)
     result = json.loads(output)
     assert result["errors"] == ["the database cannot be read or written: input/output error"]
     assert result["readable"]
@@ -386,7 +386,7 @@ def test_a_directory_without_rights_is_told_and_nothing_else(mode: int) -> None:
         directory.chmod(mode)
         try:
             with process("connect_without_rights", directory / "registry.db") as running:
-                output, _ = running.communicate(timeout=60)
+                output, _ = running.communicate(timeout=120)
         finally:
             directory.chmod(0o755)
         assert running.returncode == 0

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -361,6 +361,26 @@ def state_of(url: str) -> str | None:
     return cast(str, rows[0][0]) if rows else None
 
 
+@contextmanager
+def copying(source: str, target: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a copy and suspend it when the target has some of the devices; it comes no further while this looks."""
+    command = [sys.executable, "-m", "kamado", "copy", "--from", source, "--to", target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+        def is_under_way() -> bool:
+            process.send_signal(signal.SIGSTOP)
+            if '"devices"' in (state_of(target) or ""):
+                return True
+            process.send_signal(signal.SIGCONT)
+            return False
+
+        try:
+            poll(is_under_way, what="a first page of devices")
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("target_kind", "sign"),
     [
@@ -374,15 +394,10 @@ def test_a_copy_that_was_ended_goes_on(places: Places, target_kind: str, sign: s
     source, target = places.new("sqlite"), places.new(target_kind)
     run(with_store(source, fill))
     run(with_store(source, partial(fill_devices, number=10_000)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kamado", "copy", "--from", source, "--to", target],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    poll(lambda: '"devices"' in (state_of(target) or ""), what="a first page of devices")
-    process.send_signal(sign)
-    output, errors = process.communicate(timeout=60)
+    with copying(source, target) as process:
+        process.send_signal(sign)
+        process.send_signal(signal.SIGCONT)
+        output, errors = process.communicate(timeout=120)
     if sign is signal.SIGKILL:
         assert process.returncode == -sign
     else:
@@ -404,15 +419,10 @@ def test_a_copy_whose_target_is_lost_goes_on(places: Places) -> None:
     run(with_store(source, partial(fill_devices, number=10_000)))
     with PostgresqlServer() as server:
         target = server.create_database()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kamado", "copy", "--from", source, "--to", target],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        poll(lambda: '"devices"' in (state_of(target) or ""), what="a first page of devices")
-        server.kill()
-        output, errors = process.communicate(timeout=60)
+        with copying(source, target) as process:
+            server.kill()
+            process.send_signal(signal.SIGCONT)
+            output, errors = process.communicate(timeout=120)
         assert process.returncode == 69
         assert "The same command goes on where it stopped" in errors
         assert output == ""

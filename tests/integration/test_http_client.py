@@ -174,8 +174,8 @@ def test_what_is_no_registry() -> None:
 
 
 def test_registry_that_is_too_slow() -> None:
-    with FakeRegistry(delay=1.0) as fake, connect(fake, timeout=0.1) as client:
-        with pytest.raises(Unreachable, match=r"no answer within 0\.1 s$"):
+    with FakeRegistry(delay=10.0) as fake, connect(fake, timeout=1.0) as client:
+        with pytest.raises(Unreachable, match=r"no answer within 1 s$"):
             client.get("tenants", "T")
         with pytest.raises(Unreachable, match="may have been done, or not"):
             client.write("DELETE", "tenants", "T")
@@ -197,7 +197,7 @@ def test_answer_that_comes_drop_by_drop_has_a_deadline() -> None:
 
         thread = threading.Thread(target=drip)
         thread.start()
-        settings = ClientSettings(url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
+        settings = ClientSettings(url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=1.0)
         with RegistryClient(settings) as client, pytest.raises(Unreachable, match="no answer within"):
             client.get("tenants", "T")
         thread.join()
@@ -223,7 +223,7 @@ def test_what_speaks_another_protocol() -> None:
 def test_tls_where_there_is_none() -> None:
     with FakeRegistry() as fake:
         settings = ClientSettings(
-            url=fake.url.replace("http:", "https:"), ssl_context=ssl.create_default_context(), timeout=5.0
+            url=fake.url.replace("http:", "https:"), ssl_context=ssl.create_default_context(), timeout=30.0
         )
         with RegistryClient(settings) as client, pytest.raises(Unreachable, match="TLS failed"):
             client.get("tenants", "T")

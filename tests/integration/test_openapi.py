@@ -49,7 +49,7 @@ def test_every_answer_is_as_described(new_registry: NewRegistry, tmp_path: Path,
         env=registry.environment | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -191,7 +191,7 @@ def test_accounts_come_and_go_on_connections_that_are_open_in_all_processes(
 def test_a_start_that_would_open_the_api_to_others_is_refused(new_registry: NewRegistry) -> None:
     registry = new_registry(ELSEWHERE, start=False)
     result = subprocess.run(
-        registry.command, env=registry.environment, capture_output=True, text=True, timeout=60, check=False
+        registry.command, env=registry.environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == CONFIGURATION
     assert "no operator account" in result.stdout

@@ -180,7 +180,7 @@ def run_shell(server: PostgresqlServer, script: str, directory: Path, **variable
         | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -175,13 +175,14 @@ def test_a_search_of_many_statements_ends_in_its_time(postgresql: PostgresqlServ
     async def test(registry: Registry) -> None:
         await fill(registry)
         started = time.monotonic()
-        with pytest.raises(Unavailable, match=r"took longer than 0\.3 s; a filter by equality or prefix"):
+        with pytest.raises(Unavailable, match=r"took longer than 1 s; a filter by equality or prefix"):
             await registry.searches.run(search_on_and_on, is_heavy=True)
-        assert 0.3 <= time.monotonic() - started < 0.3 + 0.5
+        # Without a limit for all of them it would never end.
+        assert 1 <= time.monotonic() - started < 1 + 10
         assert await registry.pool.fetch(LIST_RUNNING) == []
         assert len(await registry.find(Query())) == 30
 
-    run_with(postgresql, test, StoreSettings(search_timeout=0.3))
+    run_with(postgresql, test, StoreSettings(search_timeout=1.0))
 
 
 def test_a_search_whose_caller_leaves_ends_on_the_server(postgresql: PostgresqlServer) -> None:

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from tests.integration.pages import PROJECT
 from tests.integration.registry import poll
-from tests.postgresql import PostgresqlServer
+from tests.postgresql import PostgresqlServer, is_running
 
 STARTED_ELSEWHERE = """
 import os
@@ -128,7 +128,7 @@ def test_a_kill_leaves_no_process_that_still_answers(server: PostgresqlServer) -
         connection = await asyncpg.connect(server.create_database())
         backend = connection.get_server_pid()
         server.kill()
-        poll(lambda: not Path(f"/proc/{backend}").exists(), what="the end of the connection's process")
+        poll(lambda: not is_running(backend), what="the end of the connection's process")
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
             await connection.fetch("SELECT 1")
 
@@ -161,12 +161,12 @@ def start_elsewhere(environment: Mapping[str, str] | None = None) -> tuple[subpr
 def test_the_server_and_its_directory_go_with_the_process_that_started_it(is_killed: bool) -> None:
     process, (own, server, directory, _) = start_elsewhere()
     with process:
-        assert Path(f"/proc/{server}").exists()
+        assert is_running(int(server))
         assert Path(directory).exists()
         if is_killed:
             os.kill(int(own), signal.SIGKILL)
     assert process.returncode == (-signal.SIGKILL if is_killed else 0)
-    poll(lambda: not Path(f"/proc/{server}").exists(), what="the end of the server")
+    poll(lambda: not is_running(int(server)), what="the end of the server")
     poll(lambda: not Path(directory).parent.exists(), what="the end of its directory")
 
 

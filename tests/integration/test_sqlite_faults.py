@@ -246,7 +246,7 @@ def test_a_process_that_writes_without_pause_starves_no_other(path: Path) -> Non
     with process("write_without_pause", path) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"begun\n"
-        with_store(path, test, StoreSettings(busy_timeout=2.0))
+        with_store(path, test, StoreSettings(busy_timeout=20.0))
         assert running.poll() is None
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.integration.adapter import Adapter, ConnectionClosed
 from tests.integration.certificates import Authority
 from tests.integration.conftest import NewRegistry
 from tests.integration.registry import Registry, Response, kamado, new_id, poll, send_request
+from tests.postgresql import is_running
 
 UNAVAILABLE, CONFIGURATION = 69, 78
 COMMON = {"host", "component_type", "component_name"}
@@ -30,14 +30,6 @@ def workers_of(registry: Registry) -> list[int]:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def log_of(registry: Registry) -> list[dict[str, object]]:
@@ -69,6 +61,25 @@ def connections(registry: Registry) -> dict[str, float]:
 
 def connect(registry: Registry) -> Adapter:
     return Adapter(registry.amqp_port, registry.username, registry.password)
+
+
+def connect_evenly(registry: Registry, adapters: contextlib.ExitStack, each: int) -> list[Adapter]:
+    """Connect until each of two workers has so many, and let them keep no more.
+
+    One that does not get its turn in time is not waited for (decision 23), so on a busy machine some go astray.
+    """
+    kept: dict[str, list[Adapter]] = {}
+    with contextlib.ExitStack() as astray:
+        for _ in range(4 * each + 10):
+            adapter = connect(registry)
+            own = kept.setdefault(container_of(adapter), [])
+            if len(own) < each:
+                own.append(adapters.enter_context(adapter))
+            else:
+                astray.enter_context(adapter)
+            if sum(map(len, kept.values())) == 2 * each:
+                return [adapter for own in kept.values() for adapter in own]
+    raise AssertionError("one worker takes nearly all")
 
 
 def container_of(adapter: Adapter) -> str:
@@ -107,12 +118,11 @@ def adapters() -> Iterator[contextlib.ExitStack]:
 
 
 def test_connections_are_spread_and_all_are_served(shared: Registry, adapters: contextlib.ExitStack) -> None:
-    """Adapters hold few connections for long, so half of them go to each; on a busy machine not quite."""
+    """Adapters hold few connections for long, so half of them go to each."""
     tenant_id = shared.create_tenant()
-    opened = [adapters.enter_context(connect(shared)) for _ in range(10)]
+    opened = connect_evenly(shared, adapters, 5)
+    poll(lambda: set(connections(shared).values()) == {5}, what="the same in the metrics")
     spread = connections(shared)
-    assert sum(spread.values()) == 10
-    assert min(spread.values()) >= 4
     before = by_worker(shared, "kamado_amqp_requests_total", api="tenant", status="200")
     assert [asks(adapter, tenant_id) for adapter in opened] == [200] * 10
     after = by_worker(shared, "kamado_amqp_requests_total", api="tenant", status="200")
@@ -120,19 +130,20 @@ def test_connections_are_spread_and_all_are_served(shared: Registry, adapters: c
 
 
 def test_connections_go_where_there_are_fewer(shared: Registry, adapters: contextlib.ExitStack) -> None:
-    opened = [adapters.enter_context(connect(shared)) for _ in range(6)]
-    ids = [container_of(adapter) for adapter in opened]
-    for adapter, container_id in zip(opened, ids, strict=True):
-        if container_id == ids[0]:
+    opened = connect_evenly(shared, adapters, 20)
+    left = container_of(opened[0])
+    for adapter in opened:
+        if container_of(adapter) == left:
             adapter.close()
-    poll(lambda: min(connections(shared).values()) == 0, what="connections that are gone")
-    again = [container_of(adapters.enter_context(connect(shared))) for _ in range(3)]
-    assert again.count(ids[0]) >= 2
+    poll(lambda: sorted(connections(shared).values()) == [0, 20], what="connections that are gone")
+    again = [container_of(adapters.enter_context(connect(shared))) for _ in range(19)]
+    # Whoever does not count would take every other one; on a busy machine not all go where they should.
+    assert again.count(left) >= 14
 
 
 def test_each_worker_has_a_container_id(shared: Registry, adapters: contextlib.ExitStack) -> None:
     """Amqp-apis 2.1: unique per process."""
-    ids = Counter(container_of(adapters.enter_context(connect(shared))) for _ in range(4))
+    ids = {container_of(adapter) for adapter in connect_evenly(shared, adapters, 1)}
     assert {name[-2:] for name in ids} == {"-1", "-2"}
 
 
@@ -221,7 +232,10 @@ def test_descriptors_of_workers(shared: Registry) -> None:
     """Each has the front doors and its own channel; not the health listener, nor anything of its fellow."""
 
     def sockets_of(pid: int) -> set[str]:
-        links = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+        links = set()
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                links.add(os.readlink(f"/proc/{pid}/fd/{name}"))
         return {link for link in links if link.startswith("socket:")}
 
     def inode_of(port: int) -> str:
@@ -248,7 +262,7 @@ def test_a_killed_worker_comes_back_and_its_fellow_is_not_disturbed(
 ) -> None:
     registry = new_registry(arguments=TWO)
     tenant_id = registry.create_tenant()
-    opened = [adapters.enter_context(connect(registry)) for _ in range(6)]
+    opened = connect_evenly(registry, adapters, 3)
     victim = workers_of(registry)[0]
     os.kill(victim, signal.SIGKILL)
     served = []
@@ -268,24 +282,26 @@ def test_a_killed_worker_comes_back_and_its_fellow_is_not_disturbed(
     assert (event["status"], event["pause"]) == ("SIGKILL", 0)
     ending = f"-{event['worker']}"
     fellows = [adapter for adapter in opened if not container_of(adapter).endswith(ending)]
-    assert 0 < len(fellows) < 6
+    assert len(fellows) == 3
     assert served == fellows
-    # It has the fewest, so the next are its.
-    more = [adapters.enter_context(connect(registry)) for _ in range(3)]
-    assert [asks(adapter, tenant_id) for adapter in more] == [200] * 3
-    assert any(container_of(adapter).endswith(ending) for adapter in more)
+    more = connect_evenly(registry, adapters, 1)
+    assert [asks(adapter, tenant_id) for adapter in more] == [200] * 2
+    assert [container_of(adapter).endswith(ending) for adapter in more].count(True) == 1
 
 
 def test_nothing_is_lost_while_no_worker_runs(new_registry: NewRegistry) -> None:
     """Connections wait in the socket, which the supervisor keeps open."""
     registry = new_registry(arguments=TWO)
     tenant_id = registry.create_tenant()
-    for pid in workers_of(registry):
-        os.kill(pid, signal.SIGKILL)
 
     def find_refusal() -> Response | None:
         response = registry.health("/readiness")
-        return response if response.status == 503 else None
+        if response.status == 503:
+            return response
+        # Also those that have been started again before anybody looked.
+        for pid in workers_of(registry):
+            os.kill(pid, signal.SIGKILL)
+        return None
 
     checks = poll(find_refusal, what="not ready").object["checks"]
     assert isinstance(checks, list)
@@ -294,27 +310,22 @@ def test_nothing_is_lost_while_no_worker_runs(new_registry: NewRegistry) -> None
     assert registry.request("GET", f"/v1/tenants/{tenant_id}").status == 200
     with connect(registry) as adapter:
         assert asks(adapter, tenant_id) == 200
-    assert registry.health("/readiness").status == 200
+    # A worker serves before the supervisor has heard of it.
+    poll(lambda: registry.health("/readiness").status == 200, what="ready")
 
 
 def test_stop_in_order(new_registry: NewRegistry, adapters: contextlib.ExitStack) -> None:
-    """3.3: not ready at once, serving until `shutdown.drain_delay` is over; adapters are told; exit 0."""
+    """3.3: not ready at once; adapters are told when `shutdown.drain_delay` is over; exit 0."""
     registry = new_registry({"shutdown.drain_delay": "1s"}, arguments=TWO)
-    tenant_id = registry.create_tenant()
-    opened = [adapters.enter_context(connect(registry)) for _ in range(4)]
+    opened = connect_evenly(registry, adapters, 2)
     workers, process = workers_of(registry), registry.process
     assert process is not None
     # As systemd does: to all processes at once.
     for pid in (process.pid, *workers):
         os.kill(pid, signal.SIGTERM)
-    poll(lambda: registry.health("/readiness").status == 503, what="not ready")
-    assert registry.health("/liveness").status == 200
-    assert [asks(adapter, tenant_id) for adapter in opened] == [200] * 4
-    with connect(registry) as late:
-        assert asks(late, tenant_id) == 200
     for adapter in opened:
         assert adapter.wait_for_close().condition == "amqp:connection:forced"
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     registry.process = None
     assert not [pid for pid in workers if is_running(pid)]
     assert "Traceback" not in registry.log.read_text()
@@ -322,14 +333,24 @@ def test_stop_in_order(new_registry: NewRegistry, adapters: contextlib.ExitStack
     assert not registry.database.with_name("kamado.db-wal").exists()
 
 
-def test_second_signal_ends_all_at_once(new_registry: NewRegistry) -> None:
-    registry = new_registry({"shutdown.drain_delay": "60s"}, arguments=TWO)
+def test_all_serve_while_draining_and_a_second_signal_ends_them_at_once(
+    new_registry: NewRegistry, adapters: contextlib.ExitStack
+) -> None:
+    """3.3: serving until `shutdown.drain_delay` is over."""
+    registry = new_registry({"shutdown.drain_delay": "1h"}, arguments=TWO)
+    tenant_id = registry.create_tenant()
+    opened = connect_evenly(registry, adapters, 2)
     workers, process = workers_of(registry), registry.process
     assert process is not None
-    process.send_signal(signal.SIGTERM)
+    for pid in (process.pid, *workers):
+        os.kill(pid, signal.SIGTERM)
     poll(lambda: registry.health("/readiness").status == 503, what="not ready")
+    assert registry.health("/liveness").status == 200
+    assert [asks(adapter, tenant_id) for adapter in opened] == [200] * 4
+    with connect(registry) as late:
+        assert asks(late, tenant_id) == 200
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 1
+    assert process.wait(60) == 1
     registry.process = None
     poll(lambda: not [pid for pid in workers if is_running(pid)], what="the end of the workers")
 
@@ -352,7 +373,7 @@ def test_a_hanging_worker_is_killed_when_the_stop_takes_too_long(new_registry: N
     assert process is not None
     os.kill(workers[0], signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     registry.process = None
     assert not [pid for pid in workers if is_running(pid)]
     assert "workers did not stop in time, they are killed" in registry.log.read_text()
@@ -365,13 +386,14 @@ def test_metrics_do_not_wait_for_a_hanging_worker(new_registry: NewRegistry) -> 
     try:
         started = time.monotonic()
         assert len(connections(registry)) == 1
-        assert time.monotonic() - started < 8
+        # Before it is killed because it hangs (`WorkersSettings.patience`).
+        assert time.monotonic() - started < 25
         # Whoever hangs takes no connections either.
         for _ in range(4):
             registry.create_tenant()
     finally:
         os.kill(hanging, signal.SIGCONT)
-    assert len(connections(registry)) == 2
+    poll(lambda: len(connections(registry)) == 2, what="the metrics of both")
 
 
 # What is wrong at the start, and what changes later
@@ -385,7 +407,7 @@ def test_a_port_that_is_taken_is_told_once(new_registry: NewRegistry) -> None:
         for key in ("http.insecure.port", "amqp.insecure.port", "health.port"):
             registry = new_registry({key: str(port)}, arguments=TWO, start=False)
             result = subprocess.run(
-                registry.command, env=registry.environment, capture_output=True, text=True, timeout=60, check=False
+                registry.command, env=registry.environment, capture_output=True, text=True, timeout=120, check=False
             )
             assert result.returncode == UNAVAILABLE
             (message,) = [line for line in result.stdout.splitlines() if '"error"' in line]

@@ -99,7 +99,7 @@ def serve(use: Callable[[Listen, int], Awaitable[None]], context: ssl.SSLContext
                         share,
                         lambda: Greeter(name, share),
                         context=context,
-                        handshake_timeout=0.2,
+                        handshake_timeout=1.0,
                         shutdown_timeout=1.0,
                     )
                 )
@@ -115,11 +115,11 @@ def serve(use: Callable[[Listen, int], Awaitable[None]], context: ssl.SSLContext
 
 async def greet(port: int) -> tuple[bytes, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    return await asyncio.wait_for(reader.read(1), 10), writer
+    return await asyncio.wait_for(reader.read(1), 60), writer
 
 
 async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not check():  # noqa: ASYNC110 - what is looked at tells nobody
             await asyncio.sleep(0.005)
 
@@ -188,7 +188,7 @@ def test_a_handshake_that_fails_is_counted_out(counts: memoryview) -> None:
         await until(lambda: counts[0] == 2)
         wrong.write(b"this is no TLS at all, not even by far")
         with contextlib.suppress(ConnectionError):
-            await asyncio.wait_for(reader.read(), 10)
+            await asyncio.wait_for(reader.read(), 60)
         await until(lambda: counts[0] == 0)
         silent.close()
         wrong.close()

@@ -203,10 +203,11 @@ def test_matching(pointer: tuple[str, ...], value: str | float | bool, expected:
 
 
 def test_a_pattern_cannot_be_made_to_take_long() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert not matches(Filter(pointer=("a",), value="*a" * 500 + "b"), {"a": "a" * 60_000})
     assert not matches(Filter(pointer=("a",), value="*?a" * 300 + "b"), {"a": "a" * 60_000})
-    assert time.perf_counter() - started < 1.0
+    # One that tries all ways would take hours.
+    assert time.process_time() - started < 10
 
 
 # Order (management 7.3)
