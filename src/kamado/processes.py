@@ -58,8 +58,9 @@ class WorkersSettings:
     longest_pause: float = 10.0
     look_interval: float = 5.0
     """How often workers are asked whether they are alive."""
-    patience: float = 30.0
-    """For an answer to that; then the worker is killed."""
+    max_unanswered: int = 6
+    """Such questions in a row; then the worker is killed. No time: where the supervisor stood still, too (a container
+    that was paused), long silence says nothing."""
 
 
 class Workers:
@@ -213,11 +214,11 @@ class Workers:
 
     async def _look_after(self) -> None:
         """Kill workers that hang: nobody else would, since it is the supervisor that answers to probes."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._settings.look_interval)
             for number, worker in self._running.items():
-                if loop.time() - worker.heard < self._settings.patience:
+                if worker.unanswered < self._settings.max_unanswered:
+                    worker.unanswered += 1
                     worker.ask("alive")
                 else:
                     _log.error("worker does not answer, it is killed", extra={"worker": number})
@@ -229,8 +230,8 @@ class _Worker:
 
     def __init__(self, number: int, settings: WorkersSettings, note_ready: Callable[[], None]) -> None:
         self.is_ready = False
-        self.heard = asyncio.get_running_loop().time()
-        """When it last said something."""
+        self.unanswered = 0
+        """How often it was asked whether it is alive since it last said something."""
         self._number = number
         self._settings = settings
         self._note_ready = note_ready
@@ -281,7 +282,7 @@ class _Worker:
         await writer.drain()
         while line := await reader.readline():
             message = json.loads(line)
-            self.heard = asyncio.get_running_loop().time()
+            self.unanswered = 0
             if "ready" in message:
                 self.is_ready = True
                 self._note_ready()

@@ -18,8 +18,17 @@ from kamado.processes import Channel
 channel = Channel(int(sys.argv[1]))
 what, _, argument = channel.task.decode().partition(" ")
 
+asked = 0
+
 async def answer():
     return [os.getpid(), what]
+
+async def confirm():
+    global asked
+    asked += 1
+
+async def count():
+    return asked
 
 async def never():
     await asyncio.Event().wait()
@@ -28,7 +37,7 @@ async def main():
     stopped = asyncio.Event()
     async def serve():
         await channel.serve({"stop": stopped.set, "hang": lambda: time.sleep(600)},
-                            {"who": answer, "never": never, "alive": answer})
+                            {"who": answer, "never": never, "alive": confirm, "asked": count})
         stopped.set()
     task = asyncio.create_task(serve())
     await asyncio.sleep(0.01)
@@ -51,7 +60,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkersSettings
     (tmp_path / "odd_worker.py").write_text(PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return WorkersSettings(
-        number=2, module="odd_worker", first_pause=0.2, longest_pause=0.4, look_interval=0.1, patience=60.0
+        number=2, module="odd_worker", first_pause=0.2, longest_pause=0.4, look_interval=0.1, max_unanswered=600
     )
 
 
@@ -146,7 +155,7 @@ def test_one_that_hangs_is_killed_and_started_again(
 ) -> None:
     """Nobody else would do so: the supervisor answers the probes."""
     # As long as a worker may take to start on a busy machine: until then it says nothing either.
-    settings = replace(settings, patience=5.0)
+    settings = replace(settings, max_unanswered=50)
 
     async def use(workers: Workers) -> None:
         await workers.start()
@@ -157,6 +166,23 @@ def test_one_that_hangs_is_killed_and_started_again(
 
     run(settings, lambda _: b"serve", use)
     assert next(vars(record)["worker"] for record in caplog.records if "does not answer" in record.message) == 1
+
+
+def test_a_supervisor_that_stood_still_kills_nobody(settings: WorkersSettings) -> None:
+    """A container that was paused, say: the workers could not answer because nobody asked them."""
+
+    async def use(workers: Workers) -> None:
+        await workers.start()
+        before = await workers.ask("who", 60)
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        loop.time = lambda: clock() + 3600  # type: ignore[method-assign]
+        seen = await workers.ask("asked", 60)
+        while (now := await workers.ask("asked", 60)).keys() != seen.keys() or any(now[n] < seen[n] + 3 for n in seen):
+            assert workers.restarts == 0
+        assert await workers.ask("who", 60) == before
+
+    run(settings, lambda _: b"serve", use)
 
 
 def test_one_that_does_not_stop_is_killed(settings: WorkersSettings, caplog: pytest.LogCaptureFixture) -> None:

@@ -386,7 +386,7 @@ def test_metrics_do_not_wait_for_a_hanging_worker(new_registry: NewRegistry) -> 
     try:
         started = time.monotonic()
         assert len(connections(registry)) == 1
-        # Before it is killed because it hangs (`WorkersSettings.patience`).
+        # Before it is killed because it hangs (`WorkersSettings.max_unanswered`).
         assert time.monotonic() - started < 25
         # Whoever hangs takes no connections either.
         for _ in range(4):
