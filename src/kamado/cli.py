@@ -466,6 +466,7 @@ async def _open_copied(
         auto_migrate=may_change,
         is_bulk=may_change,
         may_be_unfinished=may_be_unfinished,
+        only_reads=not may_change,
         pool_min=1,
         acquire_timeout=_COPY_CONNECT_TIMEOUT,
         # A page of a thousand, or a count of all.

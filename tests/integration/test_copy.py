@@ -666,6 +666,17 @@ def test_a_source_that_is_not_there_is_not_made(places: Places, tmp_path: Path) 
     assert not (tmp_path / "no").exists()
 
 
+def test_a_standby_is_copied_and_compared(places: Places) -> None:
+    with PostgresqlServer() as primary, PostgresqlServer(primary=primary) as standby:
+        url = primary.create_database()
+        run(with_store(url, fill))
+        source, target = url.replace(f":{primary.port}/", f":{standby.port}/"), places.new("sqlite")
+        lsn = primary.run_sql("SELECT pg_current_wal_lsn()")
+        poll(lambda: standby.run_sql(f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'") == "t", what="replay")
+        copy(source, target)
+        copy(target, source, "--check")
+
+
 def test_a_target_that_cannot_be_reached_is_told_without_its_password(places: Places) -> None:
     source = places.new("sqlite")
     run(with_store(source, fill))

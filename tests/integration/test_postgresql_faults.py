@@ -54,15 +54,7 @@ def server() -> Iterator[PostgresqlServer]:
 @pytest.fixture(scope="module")
 def template(server: PostgresqlServer) -> str:
     """A database with the tables and the tenant."""
-    url = server.create_database()
-
-    async def fill() -> None:
-        store = await open_store(url)
-        await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
-        await store.close()
-
-    asyncio.run(fill())
-    return url
+    return fill(server.create_database())
 
 
 @pytest.fixture
@@ -71,6 +63,16 @@ def url(server: PostgresqlServer, template: str) -> Iterator[str]:
     url = server.create_database(template)
     yield url
     server.drop_database(url)
+
+
+def fill(url: str) -> str:
+    async def filled() -> None:
+        store = await open_store(url)
+        await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+        await store.close()
+
+    asyncio.run(filled())
+    return url
 
 
 Test = Callable[[PostgresqlStore], Coroutine[object, object, None]]
@@ -756,3 +758,92 @@ def test_a_database_without_a_connection_to_spare_is_waited_for_at_the_start() -
             await (await opening).close()
 
         asyncio.run(test())
+
+
+# A standby
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[PostgresqlServer, PostgresqlServer]]:
+    """A primary, and a standby that follows it."""
+    with PostgresqlServer() as primary, PostgresqlServer(primary=primary) as standby:
+        yield primary, standby
+
+
+async def replay(url: str, standby: PostgresqlServer, sql: str) -> None:
+    """Wait until a statement has rows in the standby, too; the database may be yet to come."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(AssertionError):
+                if await asyncio.to_thread(standby.run_sql, sql, url.rpartition("/")[2]):
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def assert_not_read_from(standby: PostgresqlServer, url: str, store: PostgresqlStore, device_id: str) -> None:
+    """What is deleted is not found, over whatever connection, although the standby still has it."""
+    standby.run_sql("SELECT pg_wal_replay_pause()")
+    try:
+        async with client(url) as other:
+            await other.execute("DELETE FROM devices WHERE device_id = $1", device_id)
+        for _ in range(20):
+            assert not any(await asyncio.gather(has(store, device_id), store.ping(), has(store, device_id)))
+    finally:
+        standby.run_sql("SELECT pg_wal_replay_resume()")
+
+
+def test_an_address_that_leads_to_a_standby_for_a_moment(pair: tuple[PostgresqlServer, PostgresqlServer]) -> None:
+    """A name or an address that follows the primary may do so late."""
+    primary, standby = pair
+    url = fill(primary.create_database())
+    with Proxy(primary.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            device_id = await create(store)
+            await replay(url, standby, "SELECT 1 FROM devices")
+            proxy.target = standby.port
+            proxy.cut()
+            for _ in range(4):
+                outcomes = await outcomes_of(create(store), has(store, device_id), store.ping())
+                assert all(isinstance(outcome, Unavailable) for outcome in outcomes), outcomes
+            proxy.target = primary.port
+
+            async def works() -> bool:
+                await create(store)
+                return await has(store, device_id)
+
+            assert await eventually(works) < RECOVERY
+            await asyncio.gather(*(create(store) for _ in range(50)))
+            await assert_not_read_from(standby, url, store, device_id)
+
+        with_store(proxy.through(url), test)
+
+
+def test_a_standby_that_the_url_allows_is_left_by_the_first_write(
+    pair: tuple[PostgresqlServer, PostgresqlServer],
+) -> None:
+    primary, standby = pair
+    url = fill(primary.create_database())
+    with Proxy(primary.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            device_id = await create(store)
+            await replay(url, standby, "SELECT 1 FROM devices")
+            proxy.target = standby.port
+            proxy.cut()
+            assert await has(store, device_id)
+            with pytest.raises(Unavailable, match="the database is read only"):
+                await create(store)
+            proxy.target = primary.port
+            await create(store)
+            await assert_not_read_from(standby, url, store, device_id)
+
+        with_store(proxy.through(url) + "?target_session_attrs=any", test)
+
+
+def test_a_standby_is_not_started_on(pair: tuple[PostgresqlServer, PostgresqlServer]) -> None:
+    primary, standby = pair
+    url = fill(primary.create_database())
+    asyncio.run(replay(url, standby, "SELECT 1 FROM tenants"))
+    with pytest.raises(StorageError, match="leads to no server that takes writes"):
+        asyncio.run(open_store(url.replace(f":{primary.port}/", f":{standby.port}/")))

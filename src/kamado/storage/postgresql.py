@@ -272,6 +272,11 @@ def _opening_text(name: str, error: BaseException) -> str:
     match error:
         case asyncpg.InvalidAuthorizationSpecificationError():
             return f"{name} refuses the login: {error}"
+        case asyncpg.TargetServerAttributeNotMatched():
+            return (
+                f"{name} leads to no server that takes writes, only to a standby; or its target_session_attrs asks for "
+                "something else that is not there"
+            )
         case asyncpg.InvalidCatalogNameError():
             return f"{name} does not exist: create the database first ({error})"
         case asyncpg.InsufficientPrivilegeError():
@@ -295,12 +300,14 @@ async def open_postgresql(
     url: str, settings: StoreSettings, migrations: tuple[Migration, ...] | None = None
 ) -> PostgresqlStore:
     """Open a store; see `open_store`. `migrations` are the package's own if omitted."""
-    database = Database(url, settings, min_size=settings.pool_min, max_size=settings.pool_max)
+    database = Database(
+        url, settings, min_size=settings.pool_min, max_size=settings.pool_max, is_written=not settings.only_reads
+    )
     migrations = load_migrations("postgresql") if migrations is None else migrations
     await _open_schema(database, settings, migrations, may_migrate=settings.auto_migrate, then=database.open)
     replica = None
     if settings.read_url is not None and settings.read_url != url:
-        replica = Database(settings.read_url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE, target="any")
+        replica = Database(settings.read_url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE, is_written=False)
         await replica.open_when_possible()
     return PostgresqlStore(database, replica, settings)
 

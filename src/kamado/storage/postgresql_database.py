@@ -173,6 +173,15 @@ async def _keep(connection: Connection) -> None:
     """Leave a connection as it is when it goes back: nobody changes its settings but for a transaction."""
 
 
+def _target(hosts: int, *, is_written: bool) -> str:
+    """Choose what a server must be."""
+    if not is_written:
+        return "any"
+    # One host, too: its name or address may lead to a standby for a moment. That transactions are read only unless they
+    # say otherwise, as ours do, tells which of several servers is meant; with one it is no reason to do without.
+    return "read-write" if hosts > 1 else "primary"
+
+
 class Database:
     """Connections to one PostgreSQL database, and whether it can be reached.
 
@@ -181,14 +190,14 @@ class Database:
         settings: See there.
         min_size: How many connections there are at least.
         max_size: How many there may be.
-        target: What a server must be if there are several and the URL does not say: `target_session_attrs`.
+        is_written: Whether it must be one that takes writes, unless the URL says otherwise (`target_session_attrs`).
 
     Raises:
         StorageError: The URL asks for something that cannot be had.
     """
 
     def __init__(
-        self, url: str, settings: StoreSettings, *, min_size: int, max_size: int, target: str = "read-write"
+        self, url: str, settings: StoreSettings, *, min_size: int, max_size: int, is_written: bool = True
     ) -> None:
         self.name = shown_url(url)
         try:
@@ -196,7 +205,7 @@ class Database:
         except ValueError as error:
             raise StorageError(f"{self.name}: {error}") from error
         self._urls = list(parsed.hosts)
-        self._target = None if parsed.has_target else target
+        self._target = None if parsed.has_target else _target(len(self._urls), is_written=is_written)
         self._connect_timeout = parsed.connect_timeout
         self._application_name = parsed.application_name
         self._settings = settings
@@ -231,10 +240,10 @@ class Database:
         """
         if self._connect_timeout is not None:
             options["timeout"] = min(options["timeout"], self._connect_timeout)
-        if len(self._urls) == 1:
-            return await asyncpg.connect(self._urls[0], **options)
         if self._target is not None:
             options["target_session_attrs"] = self._target
+        if len(self._urls) == 1:
+            return await asyncpg.connect(self._urls[0], **options)
         tries: dict[asyncio.Task[asyncpg.Connection[asyncpg.Record]], str] = {}
         errors: list[Exception] = []
         urls = deque(self._urls)

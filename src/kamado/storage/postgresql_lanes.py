@@ -27,6 +27,7 @@ from kamado.storage.postgresql_database import (
     RUN,
     SLOW,
     Cause,
+    Connection,
     Database,
     Failed,
 )
@@ -464,7 +465,7 @@ class Transactions:
         outcomes: list[Outcome[Any]] = []
         try:
             async with self._database.connection() as connection:
-                await connection.execute(self._begin)
+                await self._begin_on(connection)
                 if is_late:
                     await connection.execute(_BRIEF_WAIT)
                 if self._writes:
@@ -491,6 +492,13 @@ class Transactions:
             if not is_committed:
                 raise
         return outcomes
+
+    async def _begin_on(self, connection: Connection) -> None:
+        try:
+            await connection.execute(self._begin)
+        except asyncpg.FeatureNotSupportedError as error:
+            # What a standby says to a transaction that is to write, and not that it is read only.
+            raise asyncpg.ReadOnlySQLTransactionError(str(error)) from error
 
     async def _find_outcome(self, mark: _Mark) -> bool | None:
         """Ask the database what has become of a transaction; `None` if it cannot be said (soon)."""

@@ -134,6 +134,8 @@ class StoreSettings:
     may_be_unfinished: bool = False
     """Open a database, too, that is an unfinished copy of another one."""
     # What follows concerns PostgreSQL only.
+    only_reads: bool = False
+    """Nothing is going to be written, so a standby will do."""
     read_url: str | None = None
     """A replica for look-ups; `None` for none."""
     pool_min: int = 3
