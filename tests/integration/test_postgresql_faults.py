@@ -450,6 +450,94 @@ def test_a_slow_network_is_not_taken_for_an_outage(server: PostgresqlServer, url
         with_store(proxy.through(url), test)
 
 
+# Replicas that are none
+
+
+def test_a_replica_of_another_database_is_not_asked(
+    server: PostgresqlServer, url: str, template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backup was restored into another database, and `storage.read_url` still leads to the old one's replica."""
+    old = server.create_database(template)
+
+    async def fill(store: PostgresqlStore) -> None:
+        await create(store, "deleted")
+
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        assert await has(store, device_id)
+        for _ in range(20):
+            assert not await has(store, "deleted")
+
+    with_store(old, fill)
+    with_store(url, test, replace(SETTINGS, read_url=old))
+    assert told(caplog) == [
+        ("ERROR", "replica not used, look-ups go to the primary"),
+        ("WARNING", "replica away, look-ups go to the primary until it is back"),
+    ]
+    server.drop_database(old)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(record.levelname, record.message) for record in caplog.records]
+
+
+def test_a_replica_is_left_as_soon_as_the_primary_is_another_database(
+    server: PostgresqlServer, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = urlsplit(url).path[1:]
+    oid = server.run_sql(f"SELECT oid FROM pg_database WHERE datname = '{name}'").encode()
+    with Proxy(server.port) as proxy:
+
+        async def test(store: PostgresqlStore) -> None:
+            replica = store._replica
+            assert replica is not None
+
+            async def is_used() -> bool:
+                await has(store, device_id)
+                replica.check()
+                return True
+
+            async def is_left() -> bool:
+                try:
+                    return not await is_used()
+                except Unavailable:
+                    return True
+
+            device_id = await create(store)
+            assert await is_used()
+            proxy.replace = b"/" + oid, b"/" + b"9" * len(oid)
+            proxy.cut()
+
+            async def is_written() -> bool:
+                return bool(await create(store))
+
+            await eventually(is_written)
+            await eventually(is_left)
+            assert await has(store, device_id)
+            proxy.replace = None
+            proxy.cut()
+            await eventually(is_written)
+            await eventually(is_used)
+
+        with_store(proxy.through(url), test, replace(SETTINGS, read_url=url))
+    assert ("ERROR", "replica not used, look-ups go to the primary") in told(caplog)
+
+
+def test_a_replica_of_which_nobody_may_say_whose_it_is_is_used(
+    server: PostgresqlServer, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.run_sql("REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC", urlsplit(url).path[1:])
+
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        await asyncio.gather(*(has(store, device_id) for _ in range(1000)))
+        assert store._replica is not None
+        store._replica.check()
+
+    with_store(url, test, replace(SETTINGS, read_url=f"{url}?application_name=replica"))
+    assert told(caplog) == [("WARNING", "replica used without knowing whose it is")]
+
+
 # Locks, and others that change the same
 
 

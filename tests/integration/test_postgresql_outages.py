@@ -268,6 +268,9 @@ def test_a_replica_is_asked_and_nothing_is_missing_because_of_it(tmp_path: Path)
             replica.kill()
             assert {caller.look_up("new") for _ in range(20)} == {200}
             assert caller.look_up() == 404
+            events = {json.loads(line)["msg"] for line in caller.registry.log.read_text().splitlines()}
+            assert "replica away, look-ups go to the primary until it is back" in events
+            assert not [event for event in events if event.startswith("database")]
             replica.start()
             poll(lambda: replica.run_sql("SELECT count(*) FROM devices", name) == "2", what="replay")
             asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kamado'"

@@ -303,11 +303,14 @@ async def open_postgresql(
     database = Database(
         url, settings, min_size=settings.pool_min, max_size=settings.pool_max, is_written=not settings.only_reads
     )
-    migrations = load_migrations("postgresql") if migrations is None else migrations
-    await _open_schema(database, settings, migrations, may_migrate=settings.auto_migrate, then=database.open)
     replica = None
     if settings.read_url is not None and settings.read_url != url:
-        replica = Database(settings.read_url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE, is_written=False)
+        replica = Database(
+            settings.read_url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE, is_written=False, primary=database
+        )
+    migrations = load_migrations("postgresql") if migrations is None else migrations
+    await _open_schema(database, settings, migrations, may_migrate=settings.auto_migrate, then=database.open)
+    if replica is not None:
         await replica.open_when_possible()
     return PostgresqlStore(database, replica, settings)
 

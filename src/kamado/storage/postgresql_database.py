@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -61,6 +61,10 @@ _NEXT_HOST: Final = 0.25
 """Seconds after which the next of several hosts is tried, too."""
 _SPARE_PAUSE: Final = 0.05
 """Seconds between two tries to get a connection from a database that has none to spare."""
+_FIND_IDENTITY: Final = """
+SELECT concat(system_identifier, '/', (SELECT oid FROM pg_database WHERE datname = current_database()))
+FROM pg_control_system()"""
+"""Tells one database from all others, and is the same on its physical replicas, also once one was promoted."""
 _LOG_INTERVAL: Final = 1.0
 GRACE: Final = 1.0
 """Seconds by which we wait longer than the database itself does."""
@@ -148,6 +152,31 @@ def _say(error: BaseException) -> str:
     return "the database cannot be used now"
 
 
+class _Events(NamedTuple):
+    """What the log says of a database."""
+
+    failed: str
+    away: str
+    back: str
+
+
+_PRIMARY_EVENTS: Final = _Events(
+    "database failed", "database away, everything is refused until it is back", "database back"
+)
+_REPLICA_EVENTS: Final = _Events(
+    "replica failed", "replica away, look-ups go to the primary until it is back", "replica back"
+)
+_MAY_NOT_ASK: Final = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.FeatureNotSupportedError,
+)
+
+
+class _OtherDatabaseError(asyncpg.InterfaceError):
+    """What should be a replica of the primary is not."""
+
+
 class Failed(Unavailable):
     """A failure of the driver in our words, with what is behind it."""
 
@@ -191,13 +220,21 @@ class Database:
         min_size: How many connections there are at least.
         max_size: How many there may be.
         is_written: Whether it must be one that takes writes, unless the URL says otherwise (`target_session_attrs`).
+        primary: What this is a replica of. While this cannot be used, the primary is.
 
     Raises:
         StorageError: The URL asks for something that cannot be had.
     """
 
     def __init__(
-        self, url: str, settings: StoreSettings, *, min_size: int, max_size: int, is_written: bool = True
+        self,
+        url: str,
+        settings: StoreSettings,
+        *,
+        min_size: int,
+        max_size: int,
+        is_written: bool = True,
+        primary: "Database | None" = None,
     ) -> None:
         self.name = shown_url(url)
         try:
@@ -215,6 +252,15 @@ class Database:
         self._probe: asyncio.Task[None] | None = None
         self._is_closed = False
         self._logged = ("", 0.0)
+        self._events = _PRIMARY_EVENTS if primary is None else _REPLICA_EVENTS
+        self._primary = primary
+        self._replica: Database | None = None
+        self._identity: str | None = None
+        """Of a primary that has a replica, as the last connection found it; `None` if nobody may say."""
+        self._told = ""
+        """What was said last of a replica that may not be one."""
+        if primary is not None:
+            primary._replica = self
 
     async def connect(self, patience: float | None = None) -> "asyncpg.Connection[asyncpg.Record]":
         """Make a connection outside of the pool.
@@ -280,6 +326,41 @@ class Database:
         names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
         words = [word for pair in settings.items() for word in pair]
         await connection.fetch(f"SELECT {names}, set_config('{RUN}', {_FIND_RUN}, false)", *words)
+        if self._primary is not None or self._replica is not None:
+            await self._identify(connection)
+
+    async def _identify(self, connection: Connection) -> None:
+        """See that a replica is one of the primary: another registry's would give wrong answers for good.
+
+        Raises:
+            _OtherDatabaseError: It is not.
+        """
+        try:
+            identity: str | None = await connection.fetchval(_FIND_IDENTITY)
+        except _MAY_NOT_ASK:
+            identity = None
+        if self._primary is None:
+            has_changed = self._identity not in (None, identity)
+            self._identity = identity
+            if has_changed and self._replica is not None:
+                # Connections that it has belong to what there was before.
+                self._replica.watch()
+            return
+        wanted = self._primary._identity
+        if identity is None or wanted is None:
+            text = "a role may not call pg_control_system()"
+            self._tell_once(logging.WARNING, "replica used without knowing whose it is", text)
+        elif identity != wanted:
+            text = f"it is another database (system identifier and OID {identity}) than the primary ({wanted})"
+            self._tell_once(logging.ERROR, "replica not used, look-ups go to the primary", text)
+            raise _OtherDatabaseError(text)
+        else:
+            self._told = ""
+
+    def _tell_once(self, level: int, message: str, error: str) -> None:
+        if self._told != error:
+            self._told = error
+            _log.log(level, message, extra={"database": self.name, "error": error})
 
     async def open(self) -> None:
         """Make the pool.
@@ -381,9 +462,10 @@ class Database:
     def failed(self, error: BaseException) -> Failed:
         """Log a failure of the driver and put it in our words."""
         name, now = type(error).__name__, time.monotonic()
-        if _cause_of(error) is not Cause.CLASH and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
+        is_told = isinstance(error, _OtherDatabaseError) or _cause_of(error) is Cause.CLASH
+        if not is_told and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
             self._logged = name, now
-            _log.error("database failed", extra={"database": self.name, "error": f"{name}: {error}"})
+            _log.error(self._events.failed, extra={"database": self.name, "error": f"{name}: {error}"})
         return Failed(error)
 
     def watch(self) -> None:
@@ -392,13 +474,13 @@ class Database:
             self._probe = asyncio.get_running_loop().create_task(self._wait_until_back())
 
     async def _wait_until_back(self) -> None:
-        _log.warning("database away, everything is refused until it is back", extra={"database": self.name})
+        _log.warning(self._events.away, extra={"database": self.name})
         tries = 0
         try:
             while not await self._is_back():
                 await asyncio.sleep(PROBE_INTERVALS[min(tries, len(PROBE_INTERVALS) - 1)])
                 tries += 1
-            _log.warning("database back", extra={"database": self.name})
+            _log.warning(self._events.back, extra={"database": self.name})
         finally:
             self._probe = None
 
