@@ -289,6 +289,10 @@ class PostgresqlServer:
                 with suppress(ProcessLookupError):
                     os.kill(int(child), signal.SIGKILL)
             self._process.wait()
+            # As long as one of them has the shared memory, the server cannot be started again.
+            deadline = time.monotonic() + STOP_DEADLINE
+            while any(is_running(int(child)) for child in children) and time.monotonic() < deadline:
+                time.sleep(0.005)
         self._forget()
 
     def _forget(self) -> None:
