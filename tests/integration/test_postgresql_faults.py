@@ -7,7 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from tests.contract.records import CREATED, credential, stored_credentials, stored_device, stored_tenant
+from tests.contract.records import (
+    CREATED,
+    credential,
+    stored_credentials,
+    stored_device,
+    stored_tenant,
+    tenant_with_names,
+)
 from tests.integration.proxy import Proxy
 from tests.integration.registry import new_id, poll
 from tests.postgresql import PostgresqlServer
@@ -868,16 +875,25 @@ async def replay(url: str, standby: PostgresqlServer, sql: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def assert_not_read_from(standby: PostgresqlServer, url: str, store: PostgresqlStore, device_id: str) -> None:
-    """What is deleted is not found, over whatever connection, although the standby still has it."""
+@contextmanager
+def standing_still(standby: PostgresqlServer) -> Iterator[None]:
+    """Have a standby stay as it is."""
     standby.run_sql("SELECT pg_wal_replay_pause()")
     try:
+        # That is a request, which is granted before the next record.
+        poll(lambda: standby.run_sql("SELECT pg_get_wal_replay_pause_state()") == "paused", what="the pause")
+        yield
+    finally:
+        standby.run_sql("SELECT pg_wal_replay_resume()")
+
+
+async def assert_not_read_from(standby: PostgresqlServer, url: str, store: PostgresqlStore, device_id: str) -> None:
+    """What is deleted is not found, over whatever connection, although the standby still has it."""
+    with standing_still(standby):
         async with client(url) as other:
             await other.execute("DELETE FROM devices WHERE device_id = $1", device_id)
         for _ in range(20):
             assert not any(await asyncio.gather(has(store, device_id), store.ping(), has(store, device_id)))
-    finally:
-        standby.run_sql("SELECT pg_wal_replay_resume()")
 
 
 def test_an_address_that_leads_to_a_standby_for_a_moment(pair: tuple[PostgresqlServer, PostgresqlServer]) -> None:
@@ -935,3 +951,30 @@ def test_a_standby_is_not_started_on(pair: tuple[PostgresqlServer, PostgresqlSer
     asyncio.run(replay(url, standby, "SELECT 1 FROM tenants"))
     with pytest.raises(StorageError, match="leads to no server that takes writes"):
         asyncio.run(open_store(url.replace(f":{primary.port}/", f":{standby.port}/")))
+
+
+def test_what_a_replica_has_in_part_is_looked_up_in_the_primary(
+    pair: tuple[PostgresqlServer, PostgresqlServer],
+) -> None:
+    """What was created is never seen late: all gateways of a group, all tenants that trust a CA."""
+    primary, standby = pair
+    url = fill(primary.create_database())
+
+    async def trust(store: PostgresqlStore, tenant_id: str) -> None:
+        tenant = stored_tenant(tenant_id, tenant_with_names("CN=ca", group="group"))
+        await store.write(lambda tx: tx.insert_tenant(tenant))
+
+    async def test(store: PostgresqlStore) -> None:
+        await trust(store, "t1")
+        await create(store, "gateway-1", memberOf=["group"])
+        await replay(url, standby, "SELECT 1 FROM devices")
+        assert await store.lookups.find_group_members(TENANT, ["group"]) == ["gateway-1"]
+        with standing_still(standby):
+            await trust(store, "t2")
+            await create(store, "gateway-2", memberOf=["group"])
+            assert await store.lookups.find_group_members(TENANT, ["group"]) == ["gateway-1", "gateway-2"]
+            found = await store.lookups.find_tenants_by_anchor("cn=ca", "CN=ca")
+            assert [row.tenant_id for row in found] == ["t1", "t2"]
+
+    read_url = url.replace(f":{primary.port}/", f":{standby.port}/")
+    with_store(url, test, replace(SETTINGS, read_url=read_url))

@@ -30,7 +30,7 @@ from kamado.storage.postgresql_search import PostgresqlSearches
 from kamado.storage.postgresql_statements import Executor
 from kamado.storage.records import HAS_COPY, UNFINISHED, RegistryTransaction
 from kamado.storage.sql import (
-    OPERATOR_STATEMENTS,
+    NOT_FOR_REPLICAS,
     OlderSchema,
     Row,
     SqlLookups,
@@ -68,8 +68,8 @@ _CONNECT_PAUSES: Final = (0.2, 5.0)
 
 
 class _ReplicaLookUps(StatementSession):
-    """Look-ups in a replica. It may not have yet what is there, so nothing is said to be missing before the database
-    itself has said so; it may still have what is not there any more, for as long as it lags behind.
+    """Look-ups in a replica. It may not have yet what is there, or only a part, so nothing is said to be missing before
+    the database itself has said so; it may still have what is not there any more, for as long as it lags behind.
     """
 
     def __init__(self, replica: LookUps, database: LookUps) -> None:
@@ -77,7 +77,7 @@ class _ReplicaLookUps(StatementSession):
         self._database = database
 
     async def _ask(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
-        if statement not in OPERATOR_STATEMENTS:
+        if statement not in NOT_FOR_REPLICAS:
             try:
                 found = await self._replica.ask(statement, rows)
             except Unavailable:

@@ -42,7 +42,7 @@ from kamado.store import (
 from kamado.tenants import Tenant, stored_tenant, tenant_document
 
 __all__ = [
-    "OPERATOR_STATEMENTS",
+    "NOT_FOR_REPLICAS",
     "Combined",
     "Counted",
     "NewerSchema",
@@ -351,9 +351,6 @@ DELETE_OPERATOR = "DELETE FROM operators WHERE name = ?1"
 LOOK_UP_OPERATOR = "SELECT password_hash, may_reveal_secrets FROM operators WHERE name = ?1"
 HAS_OPERATORS = "SELECT 1 FROM operators LIMIT 1"
 
-OPERATOR_STATEMENTS = frozenset((LOOK_UP_OPERATOR, HAS_OPERATORS))
-"""Look-ups that must not be answered from what was true a moment ago."""
-
 # Look-ups: each joins the tenant, which hides what a deleted one left behind.
 
 LOOK_UP_TENANT = """
@@ -377,6 +374,10 @@ LOOK_UP_CREDENTIAL = """
 SELECT c.device_id, c.document
 FROM credentials c JOIN tenants t ON t.tenant_id = c.tenant_id
 WHERE c.tenant_id = ?1 AND c.type = ?2 AND c.auth_id = ?3"""
+
+NOT_FOR_REPLICAS = frozenset((LOOK_UP_OPERATOR, HAS_OPERATORS, LOOK_UP_ANCHOR, LOOK_UP_GROUP_MEMBERS))
+"""Look-ups that must not be answered from what was true a moment ago: who may do what, and those of several rows, of
+which some may be yet to come."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
