@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 
 _X509: Final = "x509-cert"
 _SLICE: Final = 500
-"""Devices that are deleted in one transaction: some 30 ms in which no other write gets its turn."""
+"""Devices that are deleted in one transaction, if they are small: some 30 ms in which no other write gets its turn."""
 
 
 class Versioned(NamedTuple, Generic[T]):

@@ -284,7 +284,7 @@ class Transaction(Protocol):
         Args:
             tenant_id: The tenant, which need not exist any more.
             after: Where the last slice ended; empty for the first.
-            limit: Devices to look at.
+            limit: Devices to look at, at most; fewer if they are large.
             created_until: Devices that were created later stay.
         """
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from kamado.errors import Unavailable
 from kamado.search import Filter, Query, Scalar, Sort, matches, order_key
 from kamado.storage import StoreSettings, sql
 from kamado.storage import search as sql_search
-from kamado.store import Found, FoundDevice, Store, StoredDevice
+from kamado.store import Found, FoundDevice, Store, StoredDevice, Transaction
 
 __all__ = ["engine"]  # a fixture
 
@@ -377,6 +378,41 @@ async def test_devices_are_deleted_in_slices(store: Store) -> None:
     assert await store.lookups.find_group_members("t", ["g"]) == []
     assert (await find(store, "t", Query(filters=(Filter(pointer=("ext", "n"), value=5),)))).total == 0
     await insert_device(store, stored_device("t", "d5"), [credential("psk", "a5", secrets=[{"key": "AAAA"}])])
+
+
+@with_store
+async def test_slices_of_large_devices_are_small(store: Store) -> None:
+    """A slice is bounded by the work that it is, so that look-ups and other writes have their turn."""
+    await insert_tenant(store, stored_tenant("t"))
+    small, large, huge = (
+        {"ext": {f"m{number}": f"v{number}" for number in range(members)}} for members in (5, 2500, 15_000)
+    )
+    later = CREATED + timedelta(days=1)
+    made = [("a", 40, small), ("b", 9, large), ("c", 2, huge), ("d", 40, small)]
+    for prefix, number, document in made:
+        devices = [stored_device("t", f"{prefix}{n:02}", document) for n in range(number)]
+        devices += [replace(stored_device("t", f"{prefix}00-late"), created=later)]
+        await store.write(partial(insert_many, devices=devices))
+    slices: list[int] = []
+    after: str | None = ""
+    while after is not None:
+        number, after = await store.write(partial(delete_slice, after=after))
+        slices.append(number)
+    assert sum(slices) == 91
+    assert slices[0] >= 40, "small ones go together"
+    assert all(0 < number <= 45 for number in slices)
+    assert len(slices) >= 5, "large ones do not"
+    assert ids(await find(store, "t")) == [f"{prefix}00-late" for prefix in "abcd"]
+    assert (await find(store, "t", Query(filters=(Filter(pointer=("ext", "m1"), value="v1"),)))).total == 0
+    assert await store.read(lambda tx: tx.count_devices("t")) == 4
+
+
+async def insert_many(tx: Transaction, *, devices: list[StoredDevice]) -> None:
+    await tx.insert_devices((device, stored_credentials("t", device.device_id)) for device in devices)
+
+
+async def delete_slice(tx: Transaction, *, after: str) -> tuple[int, str | None]:
+    return await tx.delete_devices("t", after, 500, CREATED)
 
 
 async def set_credentials(store: Store, device_id: str, one: Credential) -> None:

@@ -276,8 +276,9 @@ DELETE_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = 
 # Many devices at once
 
 LIST_NEXT_DEVICES = """
-SELECT device_id, created, document FROM devices WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3
+SELECT device_id, created FROM devices WHERE tenant_id = ?1 AND device_id > ?2 ORDER BY device_id LIMIT ?3
 FOR UPDATE"""
+LIST_DOCUMENTS = "SELECT device_id, document FROM devices WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 DELETE_SOME_CREDENTIALS = "DELETE FROM credentials WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 DELETE_SOME_SETS = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ANY(?2)"
 DELETE_SOME_GROUPS = "DELETE FROM device_groups WHERE tenant_id = ?1 AND device_id = ANY(?2)"
@@ -381,6 +382,11 @@ which some may be yet to come."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST_DOCUMENTS: Final = 1
+_MAX_ENTRIES: Final = 10_000
+"""Index entries of the devices that are deleted in one transaction, some 0.1 s, unless one alone has more."""
+_TEXT_OF_AN_ENTRY: Final = 256
+"""Characters of a document that take as long as an entry."""
 _MANY: Final = 1000
 """Devices that are counted at once, from which on it is quicker to read all ranges than one for each."""
 _MAX_RANGE: Final = 2000
@@ -717,8 +723,9 @@ class SqlTransaction:
     async def delete_devices(self, tenant_id: str, after: str, limit: int, created_until: datetime) -> Slice:
         rows = await self._all(LIST_NEXT_DEVICES, tenant_id, after, limit)
         until = microseconds(created_until)
-        doomed = [row for row in rows if row[1] <= until]
-        ids = [row[0] for row in doomed]
+        doomed = [device_id for device_id, created in rows if created <= until]
+        entries = await self._list_entries(tenant_id, doomed)
+        ids = list(entries)
         if ids:
             some = self._array(ids)
             for statement in (DELETE_SOME_CREDENTIALS, DELETE_SOME_SETS, DELETE_SOME_GROUPS, DELETE_SOME_DEVICES):
@@ -727,12 +734,32 @@ class SqlTransaction:
                 DELETE_DEVICE_MEMBER,
                 [
                     (tenant_id, member, key, device_id)
-                    for device_id, _, text in doomed
-                    for member, key, _ in index_entries(document_of(text, "devices", tenant_id, device_id))
+                    for device_id, some_entries in entries.items()
+                    for member, key, _ in some_entries
                 ],
             )
             await self._combine(count_changes, Counted(tenant_id, ids, -1))
+        if len(ids) < len(doomed):
+            return Slice(len(ids), ids[-1])
         return Slice(len(ids), rows[-1][0] if len(rows) == limit else None)
+
+    async def _list_entries(self, tenant_id: str, device_ids: Sequence[str]) -> dict[str, set[IndexEntry]]:
+        """Return what the index holds of devices, in their order; only of the first few if their documents are large.
+
+        Not of all at once: others have their turn between two statements.
+        """
+        found: dict[str, set[IndexEntry]] = {}
+        number, size = _FIRST_DOCUMENTS, 0
+        while number and len(found) < len(device_ids):
+            some = device_ids[len(found) : len(found) + number]
+            rows = await self._all(LIST_DOCUMENTS, tenant_id, self._array(some))
+            for device_id, text in sorted(rows, key=lambda row: str(row[0])):
+                if size >= _MAX_ENTRIES:  # large ones come after small ones
+                    break
+                entries = found[device_id] = index_entries(document_of(text, "devices", tenant_id, device_id))
+                size += 1 + len(entries) + len(text) // _TEXT_OF_AN_ENTRY
+            number = min(2 * number, max(0, _MAX_ENTRIES - size) * len(found) // size)
+        return found
 
     async def delete_credential_sets(self, tenant_id: str, after: str, limit: int) -> Slice:
         rows = await self._all(LIST_NEXT_SETS, tenant_id, after, limit)
