@@ -62,6 +62,9 @@ _X509: Final = "x509-cert"
 _SLICE: Final = 500
 """Devices that are deleted in one transaction, if they are small: some 30 ms in which no other write gets its turn."""
 
+_FEW: Final = 10
+"""Devices that are deleted together with something else, however large they are."""
+
 
 class Versioned(NamedTuple, Generic[T]):
     """Something and its version."""
@@ -228,7 +231,7 @@ class Management:
         return Versioned(tenant_id, stored.version)
 
     async def _has_many_left_overs(self, tenant_id: str) -> bool:
-        return await self._store.read(lambda transaction: transaction.count_devices(tenant_id)) > _SLICE
+        return await self._store.read(lambda transaction: transaction.count_devices(tenant_id)) > _FEW
 
     async def _delete_left_overs(self, tenant_id: str) -> None:
         """Delete most of what a deleted tenant left behind, unless somebody else creates it meanwhile."""

@@ -18,7 +18,8 @@ from kamado.errors import BadRequest, Conflict, Forbidden, NotFound, Preconditio
 from kamado.management import Expected, Management, ManagementSettings
 from kamado.passwords import PasswordHasher
 from kamado.storage import open_store
-from kamado.store import Change, ChangeKind, DeviceKey, Store, StoredDevice, Transaction, Work
+from kamado.storage.sql import SqlTransaction
+from kamado.store import Change, ChangeKind, DeviceKey, Slice, Store, StoredDevice, Transaction, Work
 
 T = TypeVar("T")
 
@@ -378,3 +379,28 @@ SPKI = (
     "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEeqP/YOvBk2Wl8VO9yMpIGIqRLSqTe6uYdEhwYundVsznOBK6x0rZcfPd1XT8ouVejj/p8CEI"
     "gkz7kzCSwYrW4w=="
 )
+
+
+def test_left_overs_are_deleted_in_transactions_of_their_own(
+    run: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few dozen devices may have more values in the index than one statement deletes in its time."""
+    deleted: list[int] = []
+    delete_devices = SqlTransaction.delete_devices
+
+    async def note(self: SqlTransaction, *arguments: Any) -> Slice:
+        done = await delete_devices(self, *arguments)
+        deleted.append(done.number)
+        return done
+
+    monkeypatch.setattr(SqlTransaction, "delete_devices", note)
+
+    async def test(one: Bench) -> None:
+        for number in range(30):
+            await one.management.create_device(LOCAL_OPERATOR, "t", f"d{number}")
+        await one.management.delete_tenant(LOCAL_OPERATOR, "t")
+        await one.management.create_tenant(LOCAL_OPERATOR, "t")
+        assert sum(deleted) == 31
+        assert await one.store.read(lambda transaction: transaction.count_devices("t")) == 0
+
+    run(test)
