@@ -555,6 +555,7 @@ class Process:
                 settings = replace(
                     store_settings(config),
                     auto_migrate=auto_migrate,
+                    must_write=not config.management.read_only,
                     # Somewhat less, so that what is in the way can be said.
                     open_timeout=max(0.0, config.startup.deadline - config.storage.acquire_timeout - 0.5),
                     observe=partial(self._metrics.observe_commit, "registry"),

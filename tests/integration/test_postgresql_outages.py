@@ -121,6 +121,33 @@ def test_what_does_not_pass_ends_the_start_at_once(server: PostgresqlServer, tmp
             assert took < 45, said
 
 
+def test_a_role_that_may_not_write_does_not_start_unless_it_need_not(server: PostgresqlServer, tmp_path: Path) -> None:
+    url = server.create_database()
+    name = urlsplit(url).path[1:]
+    with running(tmp_path, url):
+        pass
+    server.run_sql(
+        "CREATE ROLE reader LOGIN PASSWORD 'reader-s3cret'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name
+    )
+    reader = f"postgresql://reader:reader-s3cret@127.0.0.1:{server.port}/{name}"
+    said, took = fail_to_start(tmp_path, reader, {"storage.auto_migrate": "false"})
+    assert "the role reader has no right to INSERT, UPDATE, DELETE in connection_usage, credential_sets" in said
+    assert took < 45
+    with running(tmp_path, reader, {"management.read_only": "true"}, data=False) as caller:
+        assert caller.look_up() == 200
+        assert caller.create("d2") == 403
+    granted = "SELECT, INSERT, UPDATE, DELETE"
+    server.run_sql(
+        f"GRANT {granted} ON ALL TABLES IN SCHEMA public TO reader; REVOKE DELETE ON devices FROM reader", name
+    )
+    said, _ = fail_to_start(tmp_path, reader)
+    assert "has no right to DELETE in devices: grant it, or set management.read_only" in said
+    # Whatever else is there is nobody's business.
+    server.run_sql("GRANT DELETE ON devices TO reader; CREATE TABLE reports (n int)", name)
+    with running(tmp_path, reader, {"storage.auto_migrate": "false"}, data=False) as caller:
+        assert caller.works("d2")
+
+
 def test_a_database_that_is_away_is_waited_for_until_the_deadline(server: PostgresqlServer, tmp_path: Path) -> None:
     url = server.create_database()
     server.stop()

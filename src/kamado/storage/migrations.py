@@ -22,6 +22,7 @@ __all__ = ["Migration", "SchemaSession", "apply_migrations", "find_version", "lo
 _FILE = re.compile(r"(?P<number>\d{4})_(?P<name>[a-z0-9_]+)(?:\.(?P<dialect>[a-z]+))?\.sql")
 _STATEMENT_END = re.compile(r";[ \t]*$", re.MULTILINE)
 _WORKS_WITH = re.compile(r"^-- Works with schema (\d+)", re.MULTILINE)
+_TABLE = re.compile(r"CREATE (?:UNLOGGED )?TABLE (\w+)")
 _COMMENT = re.compile(r"^[ \t]*--.*$", re.MULTILINE)
 
 CREATE_VERSIONS = """
@@ -65,6 +66,11 @@ class Migration:
     """What follows the statements, in the same transaction."""
     works_with: int | None = None
     """The oldest schema that a process may know and still use the database; `None`: this one."""
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """The tables that it makes."""
+        return [found[1] for statement in self.statements if (found := _TABLE.match(statement))]
 
 
 _STEPS: dict[str, Callable[[Session], Awaitable[None]]] = {"search": fill_search_tables}

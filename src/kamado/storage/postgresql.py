@@ -60,6 +60,9 @@ _WRITES_AT_ONCE: Final = 2
 _READS_AT_ONCE: Final = 2
 _CONNECTIONS: Final = LOOK_UPS_AT_ONCE + _WRITES_AT_ONCE + _READS_AT_ONCE + 1
 """Connections that are used at once, those of searches left out; the last one is for pings."""
+_RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_SHOWN_TABLES: Final = 4
+"""Tables that are named to whoever has no right to them."""
 _CONNECT_PAUSES: Final = (0.2, 5.0)
 """The first and the longest pause between two tries at the start, seconds."""
 
@@ -206,8 +209,10 @@ class _SchemaSession(DirectSession):
         return [row[0] for row in rows]
 
 
-async def _make_schema(database: Database, migrations: tuple[Migration, ...], *, may_migrate: bool) -> tuple[int, int]:
-    """Look at the schema, and make what is missing.
+async def _make_schema(
+    database: Database, migrations: tuple[Migration, ...], *, may_migrate: bool, must_write: bool
+) -> tuple[int, int]:
+    """Look at the schema, make what is missing, and look at the rights.
 
     Returns:
         Its version before and after.
@@ -219,15 +224,38 @@ async def _make_schema(database: Database, migrations: tuple[Migration, ...], *,
         )
         await _check_server(connection, database.name)
         session = _SchemaSession(connection)
-        before = await find_version(session, database.name, migrations)
-        if before >= migrations[-1].number:
-            return before, before
-        if not may_migrate:
-            raise OlderSchema(database.name, before, migrations[-1].number)
-        await apply_migrations(session, database.name, migrations, datetime.now(UTC))
-        return before, migrations[-1].number
+        before = after = await find_version(session, database.name, migrations)
+        if before < migrations[-1].number:
+            if not may_migrate:
+                raise OlderSchema(database.name, before, migrations[-1].number)
+            await apply_migrations(session, database.name, migrations, datetime.now(UTC))
+            after = migrations[-1].number
+        if must_write:
+            await _check_rights(connection, database.name, migrations)
+        return before, after
     finally:
         connection.terminate()
+
+
+async def _check_rights(connection: Connection, name: str, migrations: tuple[Migration, ...]) -> None:
+    """See that the role may do whatever is done with the tables."""
+    rows = await connection.fetch(
+        """
+        SELECT relname, lacks FROM pg_class, unnest($2::text[]) WITH ORDINALITY AS u (lacks, o)
+        WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relname = ANY($1)
+        AND NOT has_table_privilege(pg_class.oid, lacks) ORDER BY o, relname
+        """,
+        [table for migration in migrations for table in migration.tables],
+        _RIGHTS,
+    )
+    if rows:
+        rights, tables = list(dict.fromkeys(row[1] for row in rows)), list(dict.fromkeys(row[0] for row in rows))
+        more = len(tables) - _SHOWN_TABLES
+        shown = ", ".join(tables[:_SHOWN_TABLES]) + (f" and {more} more" if more > 0 else "")
+        raise StorageError(
+            f"{name}: the role {await connection.fetchval('SELECT current_user')} has no right to {', '.join(rights)} "
+            f"in {shown}: grant it, or set management.read_only"
+        )
 
 
 async def _check_server(connection: Connection, name: str) -> None:
@@ -252,7 +280,7 @@ async def _open_schema(
     pause, longest = _CONNECT_PAUSES
     while True:
         try:
-            versions = await _make_schema(database, migrations, may_migrate=may_migrate)
+            versions = await _make_schema(database, migrations, may_migrate=may_migrate, must_write=settings.must_write)
             if then is not None:
                 await then()
             return versions

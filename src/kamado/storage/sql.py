@@ -136,6 +136,8 @@ class StoreSettings:
     # What follows concerns PostgreSQL only.
     only_reads: bool = False
     """Nothing is going to be written, so a standby will do."""
+    must_write: bool = False
+    """Refuse a database in whose tables the role may not do whatever is done there."""
     read_url: str | None = None
     """A replica for look-ups; `None` for none."""
     pool_min: int = 3
