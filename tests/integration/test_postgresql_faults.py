@@ -807,6 +807,34 @@ def test_what_the_url_says_of_connections_is_done(url: str, tmp_path: Path) -> N
     with_store(url, name_by_default)
 
 
+def test_settings_of_the_role_or_the_database_do_not_change_what_kamado_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL, "The server's settings"; from the first statement on, which here takes longer than the role may."""
+    monkeypatch.setattr("kamado.storage.postgresql_database._FIND_RUN", "pg_sleep(0.6)::text")
+    with PostgresqlServer(version=18) as newest:
+        url = newest.create_database()
+        newest.run_sql(
+            f"""
+            ALTER ROLE kamado SET statement_timeout = '300ms';
+            ALTER ROLE kamado SET transaction_timeout = '500ms';
+            ALTER DATABASE {urlsplit(url).path[1:]} SET lock_timeout = '1ms';
+            ALTER ROLE kamado SET idle_session_timeout = '300ms';
+            ALTER ROLE kamado SET enable_seqscan = on;
+            """
+        )
+
+        async def test(store: PostgresqlStore) -> None:
+            async with store._database.connection() as connection:
+                shown = [
+                    await connection.fetchval(f"SHOW {name}_timeout")
+                    for name in ("statement", "lock", "transaction", "idle_session")
+                ]
+                assert await connection.fetchval("SHOW enable_seqscan") == "off"
+            assert shown == ["20s", "10s", "0", "0"]
+            await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+
+        with_store(url, test)
+
+
 def test_a_bound_for_connecting_that_the_url_sets_is_kept(server: PostgresqlServer, url: str) -> None:
     with Proxy(server.port) as proxy:
         proxy.swallow()

@@ -55,6 +55,8 @@ _SETTINGS: Final = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
+_UNLIMITED: Final = {"idle_session_timeout": 14, "transaction_timeout": 17}
+"""What has no limit, and the version that knows of it."""
 PROBE_INTERVALS: Final = (0.1, 0.2, 0.5)
 """Seconds between two tries to reach a database that is away; the last one for all that follow."""
 _NEXT_HOST: Final = 0.25
@@ -320,7 +322,11 @@ class Database:
     async def _prepare(self, connection: Connection) -> None:
         # Not as parameters of the start: poolers in between refuse what they do not know.
         timeout = self._settings.statement_timeout * 1000
-        settings = _SETTINGS | {"statement_timeout": f"{timeout:.0f}ms", "lock_timeout": f"{timeout / 2:.0f}ms"}
+        # By itself, and first: until then what the role or the database say of it counts, also for the rest.
+        await connection.execute(f"SET statement_timeout = {timeout:.0f}")
+        version = connection.get_server_version().major
+        settings = _SETTINGS | {"lock_timeout": f"{timeout / 2:.0f}ms"}
+        settings |= {name: "0" for name, first in _UNLIMITED.items() if version >= first}
         if self._application_name is not None:
             settings["application_name"] = self._application_name
         names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
