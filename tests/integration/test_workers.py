@@ -136,9 +136,9 @@ def test_connections_go_where_there_are_fewer(shared: Registry, adapters: contex
         if container_of(adapter) == left:
             adapter.close()
     poll(lambda: sorted(connections(shared).values()) == [0, 20], what="connections that are gone")
-    again = [container_of(adapters.enter_context(connect(shared))) for _ in range(19)]
+    again = [container_of(adapters.enter_context(connect(shared))) for _ in range(27)]
     # Whoever does not count would take every other one; on a busy machine not all go where they should.
-    assert again.count(left) >= 14
+    assert again.count(left) >= 19
 
 
 def test_each_worker_has_a_container_id(shared: Registry, adapters: contextlib.ExitStack) -> None:
