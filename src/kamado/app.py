@@ -103,6 +103,8 @@ SPARE_FILES = 100
 COUNT_INTERVAL = 30.0
 """Seconds for which a count of tenants and devices is good enough for a metric."""
 COUNT_TIMEOUT = 1.0
+START_MARGIN = 0.5
+"""Seconds before the deadline of the start at which the last try to open the database begins."""
 LOAD_PAUSE = 0.5
 LAG_INTERVAL = 0.5
 """Seconds between two looks at how late the event loop is."""
@@ -557,7 +559,7 @@ class Process:
                     auto_migrate=auto_migrate,
                     must_write=not config.management.read_only,
                     # Somewhat less, so that what is in the way can be said.
-                    open_timeout=max(0.0, config.startup.deadline - config.storage.acquire_timeout - 0.5),
+                    open_timeout=max(0.0, config.startup.deadline - START_MARGIN),
                     observe=partial(self._metrics.observe_commit, "registry"),
                 )
                 store = await open_store(config.storage.url, settings)

@@ -835,6 +835,15 @@ def test_settings_of_the_role_or_the_database_do_not_change_what_kamado_sets(mon
         with_store(url, test)
 
 
+def test_a_database_that_is_away_is_tried_until_the_time_is_over(server: PostgresqlServer, url: str) -> None:
+    with Proxy(server.port) as proxy:
+        proxy.refuse()
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="cannot be"):
+            asyncio.run(open_store(proxy.through(url), StoreSettings(open_timeout=2.5)))
+        assert time.monotonic() - began >= 2.5
+
+
 def test_a_bound_for_connecting_that_the_url_sets_is_kept(server: PostgresqlServer, url: str) -> None:
     with Proxy(server.port) as proxy:
         proxy.swallow()

@@ -63,8 +63,10 @@ _CONNECTIONS: Final = LOOK_UPS_AT_ONCE + _WRITES_AT_ONCE + _READS_AT_ONCE + 1
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _SHOWN_TABLES: Final = 4
 """Tables that are named to whoever has no right to them."""
-_CONNECT_PAUSES: Final = (0.2, 5.0)
+_CONNECT_PAUSES: Final = (0.2, 1.0)
 """The first and the longest pause between two tries at the start, seconds."""
+_LAST_PATIENCE: Final = 0.3
+"""Seconds for connecting at the end of the time in which a database is tried again."""
 
 
 # The store
@@ -210,14 +212,26 @@ class _SchemaSession(DirectSession):
 
 
 async def _make_schema(
-    database: Database, migrations: tuple[Migration, ...], *, may_migrate: bool, must_write: bool
+    database: Database,
+    migrations: tuple[Migration, ...],
+    *,
+    may_migrate: bool,
+    must_write: bool,
+    patience: float | None = None,
 ) -> tuple[int, int]:
     """Look at the schema, make what is missing, and look at the rights.
+
+    Args:
+        database: It.
+        migrations: All of them.
+        may_migrate: Whether something may be made.
+        must_write: Whether the role needs all rights.
+        patience: Seconds for connecting; `storage.acquire_timeout` if omitted.
 
     Returns:
         Its version before and after.
     """
-    connection = await database.connect()
+    connection = await database.connect(patience)
     try:
         await connection.execute(
             "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
@@ -278,21 +292,26 @@ async def _open_schema(
     """Make the schema, and what has to follow, as soon as the database can be reached."""
     end = time.monotonic() + settings.open_timeout
     pause, longest = _CONNECT_PAUSES
+    patience = settings.acquire_timeout
     while True:
         try:
-            versions = await _make_schema(database, migrations, may_migrate=may_migrate, must_write=settings.must_write)
+            versions = await _make_schema(
+                database, migrations, may_migrate=may_migrate, must_write=settings.must_write, patience=patience
+            )
             if then is not None:
                 await then()
             return versions
         except (*DRIVER_ERRORS, Failed, OverflowError) as error:
             cause = error.__cause__ if isinstance(error, Failed) and error.__cause__ is not None else error
             text = _opening_text(database.name, cause)
-            wait = pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-            is_final = not isinstance(cause, PASSING) or isinstance(cause, ValueError | OverflowError)
-            if is_final or time.monotonic() + wait > end:
+            left = end - time.monotonic()
+            if not isinstance(cause, PASSING) or isinstance(cause, ValueError | OverflowError) or left <= 0:
                 raise StorageError(text) from error
             _log.warning("database not open yet", extra={"database": database.name, "error": text})
+            # The last try is when the time is over: the database may come up at any moment.
+            wait = min(pause * random.uniform(0.8, 1.2), left)  # noqa: S311 - no secret
             await asyncio.sleep(wait)
+            patience = min(settings.acquire_timeout, max(left - wait, _LAST_PATIENCE))
             pause = min(2 * pause, longest)
 
 
