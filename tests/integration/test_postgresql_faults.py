@@ -33,10 +33,11 @@ from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
 from kamado.passwords import PasswordHasher
-from kamado.storage import OlderSchema, StorageError, StoreSettings, open_store
+from kamado.storage import OlderSchema, StorageError, StoreSettings, open_store, sql
 from kamado.storage.migrations import load_migrations
 from kamado.storage.postgresql import PostgresqlStore, open_postgresql
 from kamado.storage.postgresql_statements import Executor
+from kamado.storage.sql import Row, Value
 from kamado.store import Transaction
 
 TENANT = "acme"
@@ -732,6 +733,60 @@ def test_credentials_whose_device_was_created_meanwhile_are_not_deleted_as_left_
         assert len(found.credentials) == 1
 
     with_store(url, test, StoreSettings())
+
+
+@asynccontextmanager
+async def beside(url: str) -> AsyncIterator[PostgresqlStore]:
+    """The store of another process."""
+    store = await open_store(url, SETTINGS)
+    assert isinstance(store, PostgresqlStore)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def act_once(
+    monkeypatch: pytest.MonkeyPatch, statement: str, act: Callable[[], Coroutine[object, object, None]], *, after: bool
+) -> None:
+    """Have somebody else do something right before, or after, a statement is run for the first time."""
+    execute = Executor.execute
+    is_done = False
+
+    async def do(executor: Executor, asked: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
+        nonlocal is_done
+        is_now = asked == statement and not is_done
+        is_done |= is_now
+        if is_now and not after:
+            await act()
+        found = await execute(executor, asked, rows)
+        if is_now and after:
+            await act()
+        return found
+
+    monkeypatch.setattr(Executor, "execute", do)
+
+
+def test_a_name_that_its_last_user_gives_up_is_not_said_to_belong_to_another_group(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Management 4.7: two tenants of a trust anchor group may have the same subject DN."""
+    tenant = tenant_with_names("CN=ca", group="g")
+
+    async def test(store: PostgresqlStore) -> None:
+        async with beside(url) as other:
+            await other.write(lambda tx: tx.insert_tenant(stored_tenant("first", tenant)))
+
+            async def give_up() -> None:
+                await other.write(lambda tx: tx.delete_tenant("first"))
+
+            act_once(monkeypatch, sql.FIND_NAME_OWNER, give_up, after=False)
+            await store.write(lambda tx: tx.insert_tenant(stored_tenant("second", tenant)))
+        dn = tenant.trust_anchors[0].subject
+        found = await store.lookups.find_tenants_by_anchor(dn.canonical_key, dn.text)
+        assert [row.tenant_id for row in found] == ["second"]
+
+    with_store(url, test)
 
 
 # Limits

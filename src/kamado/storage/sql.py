@@ -623,7 +623,8 @@ class SqlTransaction:
         for name, subject_dn in sorted(names.items()):
             await self._run(CLAIM_NAME, name, owner)
             row = await self._one(FIND_NAME_OWNER, name)
-            if row is None or row[0] != owner:
+            # Without a row, the last user of the name has just gone, and the insertion fails: it is tried again.
+            if row is not None and row[0] != owner:
                 raise _anchor_conflict(subject_dn)
             await self._run(INSERT_ANCHOR, tenant_id, name, owner)
 
