@@ -405,15 +405,9 @@ class Management:
             limit = find_max_devices(tenant, self._settings.max_devices_per_tenant)
             if limit >= 0 and await transaction.count_devices(tenant_id) >= limit:
                 raise DeviceLimitReached(limit)
-            # With lenient integrity its credentials may be there already, and stay.
-            present = None
-            if self._settings.is_lenient:
-                present = await transaction.find_credentials(tenant_id, device_id, to_change=True)
-            await transaction.insert_device(
-                stored, fresh if present is None else replace(present, credentials=()), max_devices=limit
-            )
+            is_new_set = await transaction.insert_device(stored, fresh, max_devices=limit)
             await _record(transaction, principal, ChangeKind.DEVICE, tenant_id, device_id, after=stored.version)
-            if present is None:
+            if is_new_set:
                 await _record(transaction, principal, ChangeKind.CREDENTIALS, tenant_id, device_id, after=fresh.version)
 
         await self._store.write(create, device=(tenant_id, device_id))

@@ -259,13 +259,18 @@ class Transaction(Protocol):
 
     async def insert_device(
         self, stored: StoredDevice, credentials: StoredCredentials, *, max_devices: int = -1
-    ) -> None:
+    ) -> bool:
         """Insert a device together with its credentials set, which may be empty.
+
+        With lenient referential integrity (management 8.1) there may be a set already; its credentials stay.
 
         Args:
             stored: The device.
-            credentials: Its set.
+            credentials: Its set, or what is added to the one that is there.
             max_devices: How many devices the tenant may have then, whatever is inserted side by side; -1: any number.
+
+        Returns:
+            Whether the set has the version of `credentials` now; `False` if one was there that nothing is added to.
 
         Raises:
             Conflict: The device id, or a pair of type and auth-id, is taken.

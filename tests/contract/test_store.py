@@ -425,6 +425,32 @@ async def test_a_device_is_found_as_it_was_inserted(store: Store) -> None:
 
 
 @with_store
+async def test_credentials_that_are_there_before_their_device_stay_as_they_are(store: Store) -> None:
+    """Management 8.1, lenient: registration of such a device later keeps its credentials."""
+    await insert_tenant(store, stored_tenant("acme"))
+    before = stored_credentials("acme", "d", [credential("psk", "one")])
+    await store.write(lambda tx: tx.replace_credentials(before))
+
+    async def insert(device_id: str, *credentials: Credential) -> bool:
+        device, given = stored_device("acme", device_id), stored_credentials("acme", device_id, credentials)
+        return await store.write(lambda tx: tx.insert_device(device, given), device=("acme", device_id))
+
+    kept, new = await asyncio.gather(insert("d"), insert("other"))
+    assert not kept
+    assert new
+    assert await find_credentials(store, "acme", "d") == before
+    assert await store.lookups.find_credential("acme", "psk", "one") is not None
+
+    other = stored_credentials("acme", "e", [credential("psk", "two")])
+    await store.write(lambda tx: tx.replace_credentials(other))
+    assert await insert("e", credential("psk", "three"))
+    found = await find_credentials(store, "acme", "e")
+    assert found is not None
+    assert found.version != other.version
+    assert {one.auth_id for one in found.credentials} == {"two", "three"}
+
+
+@with_store
 async def test_a_device_id_is_taken_once_in_a_tenant(store: Store) -> None:
     """Management 5.6: the existing device and its credentials stay untouched."""
     for tenant_id in ("acme", "other"):

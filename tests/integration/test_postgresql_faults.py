@@ -32,6 +32,7 @@ from kamado.auth import LOCAL_OPERATOR
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
+from kamado.management import Management, ManagementSettings
 from kamado.passwords import PasswordHasher
 from kamado.storage import OlderSchema, StorageError, StoreSettings, open_store, sql
 from kamado.storage.migrations import load_migrations
@@ -785,6 +786,30 @@ def test_a_name_that_its_last_user_gives_up_is_not_said_to_belong_to_another_gro
         dn = tenant.trust_anchors[0].subject
         found = await store.lookups.find_tenants_by_anchor(dn.canonical_key, dn.text)
         assert [row.tenant_id for row in found] == ["second"]
+
+    with_store(url, test)
+
+
+def test_credentials_that_are_set_while_their_device_is_created_keep_their_version(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Management 8.1, lenient: who has been told an ETag may rely on it until somebody changes the credentials."""
+
+    async def test(store: PostgresqlStore) -> None:
+        with closing(PasswordHasher(workers=1, queue=1, cost=4)) as hasher:
+            identifiers, settings = Identifiers(), ManagementSettings(is_lenient=True)
+            rules = CredentialRules(identifiers=identifiers)
+            management = Management(store, hasher, identifiers, rules, settings, lambda: CREATED)
+            async with beside(url) as other:
+                theirs = stored_credentials(TENANT, "d", [credential("psk", "a")])
+
+                async def put() -> None:
+                    await other.write(lambda tx: tx.replace_credentials(theirs))
+
+                act_once(monkeypatch, sql.INSERT_DEVICE, put, after=True)
+                await management.create_device(LOCAL_OPERATOR, TENANT, "d")
+        found = await store.read(lambda tx: tx.find_credentials(TENANT, "d"))
+        assert found == theirs
 
     with_store(url, test)
 

@@ -76,7 +76,10 @@ def test_a_name_is_locked_until_the_transaction_ends() -> None:
     [
         *((sql, name) for name in ("FIND_TENANT", "FIND_DEVICE_TO_CHANGE", "LOCK_CREDENTIALS", "FIND_RANGE")),
         *((sql, name) for name in ("INSERT_DEVICE", "INSERT_DEVICE_MEMBER", "INSERT_GROUP", "INSERT_CREDENTIAL")),
-        *((sql, name) for name in ("PUT_CREDENTIAL_SET", "CHANGE_COUNT", "CHANGE_RANGE", "UPDATE_DEVICE")),
+        *(
+            (sql, name)
+            for name in ("PUT_CREDENTIAL_SET", "KEEP_CREDENTIAL_SET", "CHANGE_COUNT", "CHANGE_RANGE", "UPDATE_DEVICE")
+        ),
         *((sql, name) for name in ("DELETE_CREDENTIALS", "DELETE_DEVICE", "DELETE_DEVICE_MEMBER", "FIND_CREDENTIAL")),
         *((sql, name) for name in dir(sql) if name.startswith("LOOK_UP_")),
         *((connections, name) for name in ("FIND_CONNECTION", "UPDATE_GATEWAY", "INSERT_CONNECTION", "CHANGE_COUNT")),

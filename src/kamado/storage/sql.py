@@ -323,6 +323,10 @@ FIND_CREDENTIAL = "SELECT device_id, document FROM credentials WHERE tenant_id =
 PUT_CREDENTIAL_SET = """
 INSERT INTO credential_sets (tenant_id, device_id, version) VALUES (?1, ?2, ?3)
 ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = excluded.version"""
+# Changed to what it is, and so locked: nobody takes it for one without a device.
+KEEP_CREDENTIAL_SET = """
+INSERT INTO credential_sets (tenant_id, device_id, version) VALUES (?1, ?2, ?3)
+ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = credential_sets.version RETURNING version"""
 DELETE_CREDENTIAL_SET = "DELETE FROM credential_sets WHERE tenant_id = ?1 AND device_id = ?2"
 INSERT_CREDENTIAL = """
 INSERT INTO credentials (tenant_id, type, auth_id, device_id, position, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -656,7 +660,7 @@ class SqlTransaction:
 
     async def insert_device(
         self, stored: StoredDevice, credentials: StoredCredentials, *, max_devices: int = -1
-    ) -> None:
+    ) -> bool:
         # First, because nothing has to be undone if it is found here.
         await self._check_auth_ids(credentials)
         document = device_document(stored.device)
@@ -675,11 +679,22 @@ class SqlTransaction:
             raise Conflict(f"device {stored.device_id} exists already")
         await self._index_device(stored.tenant_id, stored.device_id, set(), index_entries(document))
         await self._insert_groups(stored)
-        await self._run(PUT_CREDENTIAL_SET, stored.tenant_id, stored.device_id, credentials.version)
+        version = await self._put_first_set(credentials)
         await self._insert_credentials(credentials)
         devices = await self._combine(count_changes, Counted(stored.tenant_id, (stored.device_id,), 1))
         if 0 <= max_devices < devices:
             raise DeviceLimitReached(max_devices)
+        return version == credentials.version
+
+    async def _put_first_set(self, credentials: StoredCredentials) -> str:
+        """Put the set of a new device, unless there is one that nothing is added to; return the version."""
+        row = credentials.tenant_id, credentials.device_id, credentials.version
+        if credentials.credentials:
+            await self._run(PUT_CREDENTIAL_SET, *row)
+            return credentials.version
+        kept = await self._one(KEEP_CREDENTIAL_SET, *row)
+        assert kept is not None, "it is there or was put"
+        return str(kept[0])
 
     async def _index_device(
         self, tenant_id: str, device_id: str, before: set[IndexEntry], after: set[IndexEntry]
