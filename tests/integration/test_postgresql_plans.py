@@ -7,12 +7,14 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
-from tests.contract.records import stored_tenant
+from tests.contract.records import stored_credentials, stored_device, stored_tenant
 from tests.integration.registry import poll
 from tests.postgresql import PostgresqlServer
 
-from kamado.storage import StoreSettings, open_store
+from kamado.errors import Unavailable
+from kamado.storage import StoreSettings, open_store, postgresql_database
 from kamado.store import Store
 
 TENANT = "acme"
@@ -51,6 +53,16 @@ class Database:
                 """
             )
         )
+
+    @asynccontextmanager
+    async def locked(self, table: str) -> AsyncIterator[None]:
+        """Lock a table, so that nobody else can even read it."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield
+        finally:
+            await connection.close()
 
     def _has_nobody_but(self, applications: Sequence[str]) -> bool:
         names = ", ".join(f"'{name}'" for name in ("", *applications))
@@ -108,5 +120,61 @@ def test_tenants_are_found_by_an_anchor_without_passing_over_all(database: Datab
             for number in [1, AT_ONCE]:
                 assert await look_up(store, number) == [[f"t{n}"] for n in range(1, number + 1)]
         assert await database.count_rows() - before < ROWS
+
+    asyncio.run(test())
+
+
+ADD_CREDENTIALS = f"""
+INSERT INTO credential_sets SELECT '{TENANT}', 'x' || n, 'v' FROM generate_series(1, {MANY}) n;
+INSERT INTO credentials SELECT '{TENANT}', 'psk', 'x' || n, 'x' || n, 0, '{{}}' FROM generate_series(1, {MANY}) n;
+"""
+
+
+async def replace_devices(store: Store) -> None:
+    """Delete devices, look for one's credentials, and create them again, so that each statement is for all of them."""
+
+    async def insert(device_id: str) -> None:
+        device, credentials = stored_device(TENANT, device_id), stored_credentials(TENANT, device_id)
+        await store.write(lambda tx: tx.insert_device(device, credentials), device=(TENANT, device_id))
+
+    ids = [f"d{number}" for number in range(AT_ONCE)]
+    await asyncio.gather(*map(insert, ids))
+    await asyncio.gather(*(store.lookups.find_credential(TENANT, "psk", one) for one in ids))
+    await asyncio.gather(
+        *(store.write(lambda tx, one=one: tx.delete_device(TENANT, one), device=(TENANT, one)) for one in ids)  # type: ignore[misc]
+    )
+
+
+async def be_cancelled(store: Store, database: Database) -> None:
+    """Have a look-up cancelled, as happens to one that takes too long."""
+    async with database.locked("tenants"):
+        asking = asyncio.create_task(store.lookups.find_tenant(TENANT))
+        waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        while not await database.run(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) s"):
+            pass
+        with pytest.raises(Unavailable, match="took too long"):
+            await asking
+
+
+@pytest.mark.parametrize("planned_anew", ["after a while", "when one took too long"])
+def test_what_was_planned_for_an_empty_table_is_planned_anew(
+    database: Database, monkeypatch: pytest.MonkeyPatch, planned_anew: str
+) -> None:
+    monkeypatch.setattr(postgresql_database, "_PLAN_LIFETIME", float("inf"), raising=False)
+
+    async def test() -> None:
+        async with database.store() as store:
+            await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+            await database.run("ANALYZE")
+            for _ in range(12):
+                await replace_devices(store)
+            await database.run(ADD_CREDENTIALS)
+            if planned_anew == "after a while":
+                monkeypatch.setattr(postgresql_database, "_PLAN_LIFETIME", 0.0)
+            else:
+                await be_cancelled(store, database)
+            before = await database.count_rows("kamado")
+            await replace_devices(store)
+        assert await database.count_rows() - before < MANY
 
     asyncio.run(test())

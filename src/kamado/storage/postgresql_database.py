@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import Enum
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import asyncpg
 
@@ -68,6 +68,8 @@ SELECT concat(system_identifier, '/', (SELECT oid FROM pg_database WHERE datname
 FROM pg_control_system()"""
 """Tells one database from all others, and is the same on its physical replicas, also once one was promoted."""
 _LOG_INTERVAL: Final = 1.0
+_PLAN_LIFETIME: Final = 5.0
+"""Seconds after which a connection has its statements planned anew, which takes some milliseconds for all of them."""
 GRACE: Final = 1.0
 """Seconds by which we wait longer than the database itself does."""
 _AWAY: Final = "the database cannot be reached"
@@ -213,6 +215,18 @@ def _target(hosts: int, *, is_written: bool) -> str:
     return "read-write" if hosts > 1 else "primary"
 
 
+class _PooledConnection(asyncpg.Connection):
+    """Knows when it has had its statements planned."""
+
+    planned = 0.0
+
+    async def plan_anew(self, planned_before: float) -> None:
+        """Have statements planned anew if their plans may be from before this (monotonic)."""
+        if self.planned < planned_before:
+            self.planned = time.monotonic()
+            await self.execute("DISCARD PLANS")
+
+
 class Database:
     """Connections to one PostgreSQL database, and whether it can be reached.
 
@@ -254,6 +268,8 @@ class Database:
         self._probe: asyncio.Task[None] | None = None
         self._is_closed = False
         self._logged = ("", 0.0)
+        self._slow_plans = 0.0
+        """When (monotonic) a statement took too long, perhaps because of its plan: older ones are not used again."""
         self._events = _PRIMARY_EVENTS if primary is None else _REPLICA_EVENTS
         self._primary = primary
         self._replica: Database | None = None
@@ -377,6 +393,7 @@ class Database:
         try:
             self._pool = await asyncpg.create_pool(
                 connect=self._connect,
+                connection_class=_PooledConnection,
                 min_size=self._min_size,
                 max_size=self._max_size,
                 max_queries=2**31,
@@ -423,9 +440,14 @@ class Database:
                 self.watch()
             raise failed from error
         try:
+            # What was planned while a table was empty passes over all of it, and would do so until the next ANALYZE.
+            lent = cast(_PooledConnection, connection)  # which answers in its stead
+            await lent.plan_anew(max(self._slow_plans, time.monotonic() - _PLAN_LIFETIME))
             yield connection
         except DRIVER_ERRORS as error:
             failed = self.failed(error)
+            if isinstance(error, asyncpg.QueryCanceledError):
+                self._slow_plans = time.monotonic()
             if failed.cause is Cause.LOST:
                 # Others that lie idle have probably gone the same way.
                 _drop(connection)
