@@ -787,7 +787,7 @@ class StorageConfig:
         secret=True,
     )
     pool_min: int = _setting(3, _whole_kind(1, 1000), "PostgreSQL only: connections that a process keeps open.")
-    pool_max: int = _setting(15, _whole_kind(9, 1000), "PostgreSQL only: connections of a process at most.")
+    pool_max: int = _setting(15, _whole_kind(11, 1000), "PostgreSQL only: connections of a process at most.")
     acquire_timeout: float = _setting(2.0, _duration_kind(0.1), "PostgreSQL only: time for getting a connection.")
     statement_timeout: float = _setting(
         1.0, _duration_kind(0.1), "PostgreSQL only: time for one statement that is no search."
@@ -1188,9 +1188,9 @@ def _check(config: Config, origins: Mapping[str, str], problems: list[Problem], 
         problem("storage.read_url", "needs PostgreSQL in storage.url")
     if storage.pool_min > storage.pool_max:
         problem("storage.pool_min", "is higher than storage.pool_max")
-    if storage.file is None and 2 * config.search.workers + 7 > storage.pool_max:
+    if storage.file is None and 2 * config.search.workers + 9 > storage.pool_max:
         warnings.append(
-            f"search.workers: with storage.pool_max={storage.pool_max} only {(storage.pool_max - 7) // 2} searches run "
+            f"search.workers: with storage.pool_max={storage.pool_max} only {(storage.pool_max - 9) // 2} searches run "
             "side by side"
         )
     for path in config.startup.load:

@@ -249,7 +249,7 @@ class DryRunStore:
         """Read."""
         return await self._store.read(work)
 
-    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None, tenant_id: str | None = None) -> T:
         """Run a use case and undo it."""
 
         async def try_work(transaction: Transaction) -> T:

@@ -225,9 +225,9 @@ class Management:
             # Not all in one transaction, for which everybody else would have to wait; and not before it is certain
             # that the tenant can be created.
             with suppress(_Rehearsed):
-                await self._store.write(rehearse)
+                await self._store.write(rehearse, tenant_id=tenant_id)
             await self._delete_left_overs(tenant_id)
-        await self._store.write(create)
+        await self._store.write(create, tenant_id=tenant_id)
         return Versioned(tenant_id, stored.version)
 
     async def _has_many_left_overs(self, tenant_id: str) -> bool:
@@ -245,7 +245,7 @@ class Management:
         last: str | None = ""
         while last is not None:
             after = last
-            _, last = await self._store.write(delete)
+            _, last = await self._store.write(delete, tenant_id=tenant_id)
 
     async def get_tenant(self, principal: Principal, tenant_id: str) -> Versioned[JsonObject]:
         """Get a tenant by its id, never by its alias.
@@ -291,7 +291,7 @@ class Management:
                 transaction, principal, ChangeKind.TENANT, tenant_id, tenant_id, before=stored.version, after=version
             )
 
-        await self._store.write(update)
+        await self._store.write(update, tenant_id=tenant_id)
         return version
 
     async def delete_tenant(self, principal: Principal, tenant_id: str, expected: Expected = ANY_VERSION) -> None:
@@ -312,7 +312,7 @@ class Management:
             await transaction.delete_tenant(tenant_id)
             await _record(transaction, principal, ChangeKind.TENANT, tenant_id, tenant_id, before=stored.version)
 
-        await self._store.write(delete)
+        await self._store.write(delete, tenant_id=tenant_id)
 
     async def search_tenants(self, principal: Principal, query: Query) -> JsonObject:
         """Search tenants (management 7).
@@ -526,7 +526,7 @@ class Management:
             last: str | None = ""
             while last is not None:
                 after = last
-                number, last = await self._store.write(step)
+                number, last = await self._store.write(step, tenant_id=tenant_id)
                 deleted += number if step is delete else 0
         return deleted
 

@@ -544,7 +544,7 @@ class Store(Protocol):
             RegistryError: Whatever `work` raises passes through.
         """
 
-    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None, tenant_id: str | None = None) -> T:
         """Run a use case in one transaction.
 
         One that says which device it changes, and changes nothing that belongs to another, may share its transaction
@@ -557,6 +557,8 @@ class Store(Protocol):
         Args:
             work: The use case.
             device: The one device that is created, changed or deleted, with its credentials.
+            tenant_id: The one tenant of which something is changed, where no device is named: so that what is locked
+                there is in nobody else's way.
 
         Returns:
             What `work` returned, once the commit is durable.

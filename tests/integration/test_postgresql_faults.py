@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -591,6 +592,49 @@ def test_what_somebody_else_keeps_locked_does_not_fail_the_others(url: str) -> N
         await update(store, locked, ext={"n": 2})
 
     with_store(url, test, StoreSettings())
+
+
+def test_a_tenant_that_somebody_keeps_locked_does_not_keep_other_tenants_waiting(url: str) -> None:
+    """Operating, "Somebody keeps rows locked": only what needs these rows waits, and not for ever."""
+    settings = StoreSettings(statement_timeout=4.0)
+
+    async def test(store: PostgresqlStore) -> None:
+        await store.write(lambda tx: tx.insert_tenant(stored_tenant("other")))
+        is_over = asyncio.Event()
+
+        async def keep_asking(work: Callable[[], Coroutine[object, object, object]]) -> None:
+            while not is_over.is_set():
+                with suppress(Unavailable):
+                    await work()
+
+        async def create_in(tenant_id: str) -> None:
+            device_id = new_id("d")
+            device, credentials = stored_device(tenant_id, device_id, {}), stored_credentials(tenant_id, device_id)
+
+            async def work(tx: Transaction) -> None:
+                assert await tx.find_tenant(tenant_id) is not None
+                await tx.insert_device(device, credentials)
+
+            await store.write(work, device=(tenant_id, device_id))
+
+        async def change_tenant() -> None:
+            await store.write(lambda tx: tx.find_tenant(TENANT, to_change=True), tenant_id=TENANT)
+
+        async with client(url) as other, asyncio.TaskGroup() as group:
+            await other.execute("BEGIN")
+            await other.execute("SELECT 1 FROM tenants WHERE tenant_id = $1 FOR UPDATE", TENANT)
+            for work in (partial(create_in, TENANT), change_tenant) * 3:
+                group.create_task(keep_asking(work))
+            await somebody_waits(other)
+            began = time.monotonic()
+            for _ in range(12):
+                await create_in("other")
+            # The first one may have come along with those that found out what is locked.
+            assert time.monotonic() - began < 3 * settings.statement_timeout
+            is_over.set()
+            await other.execute("ROLLBACK")
+
+    with_store(url, test, settings)
 
 
 def test_a_lock_that_is_given_back_soon_costs_nobody_anything(url: str) -> None:

@@ -67,7 +67,7 @@ class ListeningStore:
         self.changes: list[Change] = []
         self.read = store.read
 
-    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None, tenant_id: str | None = None) -> T:
         changes: list[Change] = []
         result = await self._store.write(lambda transaction: work(_Listening(transaction, changes)))
         self.changes += changes

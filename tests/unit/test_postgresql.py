@@ -1,19 +1,20 @@
 """Parts of the PostgreSQL dialect that need no server."""
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import asyncpg
 import pytest
 
+from kamado.errors import Unavailable
 from kamado.storage.postgresql_database import Connection, Database, Failed
-from kamado.storage.postgresql_lanes import BEGIN, FairQueue, Transactions
-from kamado.storage.postgresql_lanes import _Job as Job
+from kamado.storage.postgresql_lanes import BEGIN, Transactions
 from kamado.storage.postgresql_statements import Executor
-from kamado.storage.sql import Row, StoreSettings
+from kamado.storage.sql import StoreSettings
 from kamado.storage.together import LOCK_NAME, Outcome
+from kamado.storage.turns import Job
 
 
 def test_a_transaction_that_only_reads_waits_for_no_name() -> None:
@@ -22,59 +23,139 @@ def test_a_transaction_that_only_reads_waits_for_no_name() -> None:
     assert asyncio.run(Executor(nobody, may_lock=False).execute(LOCK_NAME, [("a",), ("b",)])) == [[], []]
 
 
-def test_what_waits_for_a_device_is_in_the_way_of_nothing_else() -> None:
-    """A device, or a tenant that is kept apart, may be busy for seconds; a tenant is created meanwhile."""
-
-    async def create_tenant_beside_a_busy_device() -> list[object]:
-        transactions = Transactions(cast(Database, None), None, StoreSettings(), begin=BEGIN, writes=True, at_once=2)
-        transactions._busy.add(("t", "d"))
-        loop = asyncio.get_running_loop()
-        for name, device in (("device", ("t", "d")), ("tenant", None), ("behind", ("u", "d"))):
-            transactions._jobs.append(Job(cast(Any, name), loop.create_future(), device))
-        return [[job.work for job in transactions._take()] for _ in range(3)]
-
-    assert asyncio.run(create_tenant_beside_a_busy_device()) == [["tenant"], ["behind"], []]
+Wanted = tuple[str, ...]
+"""What a use case asks for, one after the other."""
 
 
-def test_who_wants_a_row_that_somebody_keeps_locked_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operating, "Somebody keeps rows locked": only what needs these rows fails, however long it took to find out."""
-    waits: list[bool] = []
+class Locks:
+    """A database of which somebody keeps something locked. Whoever waits for that does so until it is unlocked."""
 
-    async def attempt(_: Transactions, jobs: list[Job], *, is_late: bool = False) -> list[Outcome[object]]:
-        waits.append(not is_late)
-        if any(job.device == ("t", "7") for job in jobs):
-            raise Failed(asyncpg.LockNotAvailableError("no"))
-        return [Outcome() for _ in jobs]
+    def __init__(self, *locked: str, is_patient: bool = False) -> None:
+        self.locked = set(locked)
+        self.tries: list[tuple[set[Wanted], float | None]] = []
+        """What was wanted in each transaction, and how long it was to wait for locks."""
+        self.is_patient = is_patient
+        self.is_waited_for = asyncio.Event()
+        self.unlocked = asyncio.Event()
 
-    async def run_late() -> dict[str, bool]:
-        transactions = Transactions(cast(Database, None), None, StoreSettings(), begin=BEGIN, writes=True, at_once=2)
-        loop = asyncio.get_running_loop()
-        jobs = [Job(cast(Any, None), loop.create_future(), ("t", str(number))) for number in range(20)]
-        for job in jobs:
-            job.has_waited = True
-        outcomes = await transactions._run_group(jobs, time.monotonic() - 1)
-        return {cast("tuple[str, str]", job.device)[1]: outcome.error is None for job, outcome in outcomes}
+    async def attempt(self, jobs: list[Job], wait: float | None, asked: Any) -> list[Outcome[object]]:
+        """Run use cases in step."""
+        wanted = [cast(Wanted, job.work) for job in jobs]
+        self.tries.append((set(wanted), wait))
+        for step in range(max(map(len, wanted))):
+            asked.asking[:] = [index for index, one in enumerate(wanted) if len(one) > step]
+            asked.rows = [(wanted[index][step],) for index in asked.asking]
+            if self.locked & {row[0] for row in asked.rows}:
+                if self.is_patient and wait is not None and wait > 0.05:
+                    self.is_waited_for.set()
+                    await self.unlocked.wait()
+                raise Failed(asyncpg.LockNotAvailableError("no"))
+        await asyncio.sleep(0)
+        return [Outcome(one) for one in wanted]
 
-    monkeypatch.setattr(Transactions, "_try", attempt)
-    assert asyncio.run(run_late()) == {str(number): number != 7 for number in range(20)}
-    assert not any(waits), "nobody waits for it any more"
+    def unlock(self) -> None:
+        """Give back what is locked."""
+        self.locked.clear()
+        self.unlocked.set()
 
 
-def test_tenants_have_turns() -> None:
-    nobody = cast("asyncio.Future[Sequence[Row]]", None)
-    queue = FairQueue()
-    for number in range(6):
-        queue.add((("loud", number), nobody))
-    for tenant in ("a", "b", "c"):
-        queue.add(((tenant, 0), nobody))
-        queue.add(((tenant, 1), nobody))
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> Callable[[Locks, float], Transactions]:
+    """Makes transactions over what is locked, with so much time for a statement."""
 
-    def take(number: int) -> list[object]:
-        return ["/".join(map(str, parameters)) for parameters, _ in queue.take(number)]
+    def make(locks: Locks, statement_timeout: float) -> Transactions:
+        settings = StoreSettings(statement_timeout=statement_timeout)
+        database = cast(Database, SimpleNamespace(check=lambda: None))
+        monkeypatch.setattr(Transactions, "_try", lambda _, *arguments: locks.attempt(*arguments))
+        return Transactions(database, None, settings, begin=BEGIN, writes=True, at_once=2)
 
-    assert take(3) == ["loud/0", "a/0", "b/0"]
-    assert take(3) == ["c/0", "loud/1", "a/1"], "whoever has had none is first"
-    assert take(100) == ["b/1", "c/1", "loud/2", "loud/3", "loud/4", "loud/5"]
-    assert not queue
-    queue.add(((), nobody))
-    assert queue.take(1) == [((), nobody)], "a look-up without parameters"
+    return make
+
+
+Make = Callable[[Locks, float], Transactions]
+
+
+async def outcomes_of(
+    transactions: Transactions, *wanted: Wanted, tenant_id: str | None = None
+) -> dict[Wanted, object]:
+    """Run use cases; the first thing that each wants tells the device. Return whether each was done."""
+    results = await asyncio.gather(
+        *(transactions.run(cast(Any, one), ("t", one[0]) if tenant_id is None else None, tenant_id) for one in wanted),
+        return_exceptions=True,
+    )
+    assert all(isinstance(result, tuple | Unavailable) for result in results), results
+    return {one: isinstance(result, tuple) for one, result in zip(wanted, results, strict=True)}
+
+
+def test_who_wants_a_row_that_somebody_keeps_locked_takes_nobody_along(transactions: Make) -> None:
+    """Operating, "Somebody keeps rows locked": only what needs these rows fails."""
+    devices = [(f"d{number}",) for number in range(20)]
+
+    async def test() -> dict[Wanted, object]:
+        return await outcomes_of(transactions(Locks("d7"), 0.1), *devices)
+
+    assert asyncio.run(test()) == {one: one != ("d7",) for one in devices}
+
+
+def test_those_who_want_the_same_row_are_not_looked_for_one_by_one(transactions: Make) -> None:
+    creations = [(f"d{number}", "tenant", "usage") for number in range(100)]
+    updates = [(f"u{number}", "tenant") for number in range(20)]
+    locks = Locks("usage", is_patient=True)
+
+    async def test() -> dict[Wanted, object]:
+        running = asyncio.create_task(outcomes_of(transactions(locks, 600.0), *creations, *updates))
+        async with asyncio.timeout(60):
+            await locks.is_waited_for.wait()
+        locks.unlock()
+        return await running
+
+    assert all(asyncio.run(test()).values())
+    assert [wanted for wanted, _ in locks.tries[:3]] == [{*creations, *updates}, set(updates), set(creations)]
+    assert len(locks.tries) < 10
+
+
+def test_what_is_locked_in_one_tenant_is_in_no_other_ones_way(transactions: Make) -> None:
+    """Operating, "Somebody keeps rows locked"."""
+    locks = Locks("tenant t", is_patient=True)
+
+    async def test() -> None:
+        store = transactions(locks, 600.0)
+
+        async def write(tenant_id: str, number: int) -> None:
+            what = f"{tenant_id}{number}"
+            await store.run(cast(Any, (what, f"tenant {tenant_id}")), (tenant_id, what))
+
+        async def change_tenant() -> None:
+            await store.run(cast(Any, ("tenant t",)), tenant_id="t")
+
+        waiting = [asyncio.create_task(write("t", 0)), asyncio.create_task(change_tenant())]
+        for number in range(1, 50):
+            waiting += [asyncio.create_task(write("t", number)), asyncio.create_task(change_tenant())]
+            async with asyncio.timeout(60):
+                await write("u", number)
+        assert not any(task.done() for task in waiting)
+        locks.unlock()
+        await asyncio.gather(*waiting)
+        await store.close()
+
+    asyncio.run(test())
+
+
+def test_a_lock_is_waited_for_no_longer_than_three_statements_may_take(transactions: Make) -> None:
+    """Also by whoever had to wait for another one of the same device."""
+    locks = Locks("d1", "usage")
+
+    async def test() -> dict[str, bool]:
+        store = transactions(locks, 0.2)
+        began = asyncio.get_running_loop().time()
+        outcomes = await asyncio.gather(
+            *(outcomes_of(store, ("d1", str(number))) for number in range(10)),
+            *(outcomes_of(store, (f"c{number}", "usage")) for number in range(200)),
+            *(outcomes_of(store, ("usage", str(number)), tenant_id="t") for number in range(10)),
+        )
+        # Nobody waits in this database, so what takes time is the machine.
+        assert 0.6 <= asyncio.get_running_loop().time() - began < 20
+        await store.close()
+        return {one[0]: bool(done) for outcome in outcomes for one, done in outcome.items()}
+
+    assert not any(asyncio.run(test()).values())

@@ -884,7 +884,7 @@ class StoreThat:
     async def read(self, work: Work[T]) -> T:
         return await self._store.read(work)
 
-    async def write(self, work: Work[T], *, device: DeviceKey | None = None) -> T:
+    async def write(self, work: Work[T], *, device: DeviceKey | None = None, tenant_id: str | None = None) -> T:
         if self._before_write is not None:
             await self._before_write()
         return await self._store.write(lambda transaction: work(_TransactionThat(transaction, self)))  # type: ignore[arg-type]

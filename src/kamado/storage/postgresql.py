@@ -58,8 +58,9 @@ _MIGRATION_LOCK: Final = 0x4B41_4D41_444F
 """The advisory lock under which a schema is made."""
 _WRITES_AT_ONCE: Final = 2
 _READS_AT_ONCE: Final = 2
-_CONNECTIONS: Final = LOOK_UPS_AT_ONCE + _WRITES_AT_ONCE + _READS_AT_ONCE + 1
-"""Connections that are used at once, those of searches left out; the last one is for pings."""
+_CONNECTIONS: Final = LOOK_UPS_AT_ONCE + (_WRITES_AT_ONCE + 1) + (_READS_AT_ONCE + 1) + 1
+"""Connections that are used at once, those of searches left out: of writes and of reads one waits for locks, the last
+one is for pings."""
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _SHOWN_TABLES: Final = 4
 """Tables that are named to whoever has no right to them."""
@@ -135,8 +136,14 @@ class PostgresqlStore:
     async def read(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         return await self._reads.run(work)
 
-    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, device: DeviceKey | None = None) -> T:
-        return await self._writes.run(work, device)
+    async def write(
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        device: DeviceKey | None = None,
+        tenant_id: str | None = None,
+    ) -> T:
+        return await self._writes.run(work, device, tenant_id)
 
     @property
     def waiting_writes(self) -> int:
@@ -364,7 +371,7 @@ async def open_postgresql(
 
 async def open_postgresql_connections(url: str, settings: StoreSettings) -> PostgresqlConnections:
     """Open what is kept of device connections in a database that has its schema."""
-    database = Database(url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE + 1)
+    database = Database(url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE + 2)
     await database.open_when_possible()
     return PostgresqlConnections(database, settings)
 

@@ -12,9 +12,8 @@ time a lane is free goes to the database as one:
 import asyncio
 import random
 import time
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -39,24 +38,27 @@ from kamado.storage.sql import (
     Value,
 )
 from kamado.storage.together import Outcome, StatementSession, run_together
+from kamado.storage.turns import FairQueue, Job, Turns
 from kamado.store import DeviceKey
 
-__all__ = ["BEGIN", "BEGIN_SNAPSHOT", "LOOK_UPS_AT_ONCE", "FairQueue", "LookUps", "Transactions"]
+__all__ = ["BEGIN", "BEGIN_SNAPSHOT", "LOOK_UPS_AT_ONCE", "LookUps", "Transactions"]
 
 T = TypeVar("T")
 
 LOOK_UPS_AT_ONCE: Final = 2
 _MAX_JOINED: Final = 256
 """Look-ups of one query."""
-_MAX_GROUP: Final = 128
-"""Use cases of one transaction."""
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MAX_TRIES: Final = 6
-_APART: Final = 2.0
-"""Seconds for which a tenant in which somebody else has locked something is kept apart."""
-_BRIEF_WAIT: Final = "SET LOCAL lock_timeout = '100ms'"
-"""For a use case that may be in the way of others for no longer; a whole group of them takes some seconds."""
+_MOMENT: Final = 0.01
+"""Seconds for a lock that probably somebody keeps."""
+_PARTS: Final = 8
+"""Into so many a transaction is cut to find who wants what is locked: of a hundred use cases one is found in some
+twenty transactions, and if all of them want it that is not many more transactions than use cases."""
+_MAX_VAIN: Final = 32
+"""Locks waited for in vain, after which it is not looked for any further who wants them."""
+_LOCKED: Final = "somebody else keeps what is asked for locked"
 _STATUS_TIME: Final = 3.0
 """Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
 
@@ -104,44 +106,13 @@ _Waiting = tuple[Sequence[Value], "asyncio.Future[Sequence[Row]]"]
 """A look-up's parameters, and who waits for its rows."""
 
 
-class FairQueue:
-    """Look-ups that wait, by turns for each tenant, their first parameter."""
-
-    def __init__(self) -> None:
-        self._tenants: OrderedDict[Value, deque[_Waiting]] = OrderedDict()
-
-    def add(self, look_up: _Waiting) -> None:
-        """Add one; it is the last of its tenant."""
-        tenant = look_up[0][0] if look_up[0] else None
-        waiting = self._tenants.get(tenant)
-        if waiting is None:
-            waiting = self._tenants[tenant] = deque()
-        waiting.append(look_up)
-
-    def take(self, number: int) -> list[_Waiting]:
-        """Take so many, or all."""
-        taken: list[_Waiting] = []
-        tenants = self._tenants
-        while tenants and len(taken) < number:
-            tenant, waiting = next(iter(tenants.items()))
-            taken.append(waiting.popleft())
-            if waiting:
-                tenants.move_to_end(tenant)
-            else:
-                del tenants[tenant]
-        return taken
-
-    def __bool__(self) -> bool:
-        return bool(self._tenants)
-
-
 class LookUps(StatementSession):
     """The session of look-ups: those that wait at the same moment are joined."""
 
     def __init__(self, database: Database, settings: StoreSettings) -> None:
         self._database = database
         self._settings = settings
-        self._queues: dict[str, FairQueue] = {}
+        self._queues: dict[str, FairQueue[_Waiting]] = {}
         self._waiting = 0
         self._lanes = _Lanes(self._serve, LOOK_UPS_AT_ONCE)
         self._loop = asyncio.get_running_loop()
@@ -159,7 +130,8 @@ class LookUps(StatementSession):
         queue = self._queues.get(statement)
         if queue is None:
             queue = self._queues[statement] = FairQueue()
-        queue.add((parameters, future))
+        # The tenant comes first.
+        queue.add(parameters[0] if parameters else None, (parameters, future))
         self._waiting += 1
         self._lanes.call()
         return (await future,)
@@ -221,15 +193,6 @@ class LookUps(StatementSession):
 
 
 @dataclass(slots=True)
-class _Job:
-    work: Callable[[Any], Awaitable[Any]]
-    future: "asyncio.Future[Any]"
-    device: DeviceKey | None = None
-    has_waited: bool = False
-    """Whether it has come across a lock and waited for its turn once more."""
-
-
-@dataclass(slots=True)
 class _Mark:
     """How a transaction is found again: its number, and the history of the database and the run of the server that this
     belongs to."""
@@ -240,8 +203,38 @@ class _Mark:
     is_committing: bool = False
 
 
+@dataclass(slots=True)
+class _Hunt:
+    """The transactions that become of one because something is locked."""
+
+    wait: float | None
+    """Seconds for each lock, until one was waited for in vain; `None`: half of those for a statement."""
+    vain: int = 0
+    """Locks that were waited for in vain."""
+    locked: list[Job] = field(default_factory=list)
+    """Who wants them."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a transaction was at when it ended."""
+
+    asking: list[int] = field(default_factory=list)
+    """Which of its use cases."""
+    rows: Sequence[Sequence[Value]] = ()
+    """Parameters of the statement."""
+
+    @property
+    def is_one(self) -> bool:
+        """Whether they all ask for the same."""
+        return len(self.asking) == 1 or len(set(map(tuple, self.rows))) == 1
+
+
 class Transactions:
     """Runs use cases in transactions; those that may are run together.
+
+    What waits for something that somebody else keeps locked is tried again in a lane of its own (`turns.py`), and
+    refused when three times the time for a statement is over.
 
     Args:
         database: The database.
@@ -249,7 +242,7 @@ class Transactions:
         settings: See there.
         begin: How a transaction begins.
         writes: Whether use cases change something.
-        at_once: How many transactions are under way at once.
+        at_once: How many transactions are under way at once; there is one more while something is locked.
         is_guarded: Nothing is changed while the database is an unfinished copy.
     """
 
@@ -270,20 +263,17 @@ class Transactions:
         self._begin = f"{begin}; {_SHARE_COPY_LOCK}" if is_guarded else begin
         self._find_mark = f"{_FIND_MARK}, ({HAS_COPY})" if is_guarded else f"{_FIND_MARK}, false"
         self._writes = writes
-        self._jobs: deque[_Job] = deque()
-        self._apart: dict[str, float] = {}
-        """Tenants that are kept apart, each until when (monotonic)."""
-        self._lane_apart = False
-        """Whether one of these has a transaction under way."""
-        self._busy: set[DeviceKey] = set()
-        """Devices of transactions that are under way."""
+        self._turns = Turns()
         self._lanes = _Lanes(self._serve, at_once)
+        self._locked_lane = _Lanes(self._serve_locked, 1)
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self.waiting = 0
         """Use cases that wait or run."""
 
-    async def run(self, work: Callable[[Any], Awaitable[T]], device: DeviceKey | None = None) -> T:
+    async def run(
+        self, work: Callable[[Any], Awaitable[T]], device: DeviceKey | None = None, tenant_id: str | None = None
+    ) -> T:
         """Run a use case; see `store.Store.read` and `write`."""
         if self._closed:
             raise Unavailable("the database is closed")
@@ -292,7 +282,16 @@ class Transactions:
             what = "writes" if self._writes else "reads"
             raise Unavailable(f"too many {what} are waiting for the database")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.append(_Job(work, future, device))
+        now = time.monotonic()
+        job = Job(
+            work=work,
+            future=future,
+            device=device,
+            tenant_id=tenant_id if device is None else device[0],
+            may_share=device is not None or not self._writes,
+            end=now + 3 * self._settings.statement_timeout,
+        )
+        self._turns.add(job, now)
         self.waiting += 1
         self._lanes.call()
         return await future
@@ -300,86 +299,86 @@ class Transactions:
     async def close(self) -> None:
         """Finish what was accepted."""
         self._closed = True
-        await self._lanes.finish()
+        while self.waiting:
+            await self._lanes.finish()
+            await self._locked_lane.finish()
 
     async def _serve(self) -> None:
-        while group := self._take():
-            devices = {job.device for job in group if job.device is not None}
-            self._busy |= devices
-            is_apart = self._is_apart(group[0])
-            self._lane_apart |= is_apart
-            started = time.perf_counter()
-            jobs = [job for job in group if not job.future.done()]
-            self.waiting -= len(group) - len(jobs)
+        while (taken := self._turns.take()) is not None:
             try:
-                outcomes = await self._run_group(jobs)
-            except Exception as error:  # a mistake of ours, which must not keep anybody waiting
-                outcomes = [(job, Outcome(error=error)) for job in jobs]
+                locked = await self._run_jobs(taken.jobs, _MOMENT if taken.is_apart else None)
             finally:
-                self._busy -= devices
-                if is_apart:
-                    self._lane_apart = False
-            self.waiting -= len(outcomes)
-            self._settle(outcomes, time.perf_counter() - started)
+                if taken.is_apart:
+                    self._turns.end_apart()
+            # Apart, they have waited for no more than a moment: perhaps for each other.
+            self._set_aside(locked, is_certain=not taken.is_apart)
 
-    def _take(self) -> list[_Job]:
-        """Take the next use cases that may share a transaction; none if there are none, or none that may run now."""
-        group: list[_Job] = []
-        devices: set[DeviceKey] = set()
-        passed: list[_Job] = []
-        while self._jobs and len(group) < _MAX_GROUP:
-            job = self._jobs[0]
-            if self._writes and job.device is None:
-                # Those that were passed may wait for long; this one need not.
-                if not group:
-                    group.append(self._jobs.popleft())
-                break
-            self._jobs.popleft()
-            if job.device is None:
-                group.append(job)
-            elif job.device in devices or job.device in self._busy or not self._may_join(job, group):
-                passed.append(job)
+    async def _serve_locked(self) -> None:
+        while True:
+            self._refuse(self._turns.take_late(time.monotonic()))
+            # Each has its turn every half a statement's time, however many there are.
+            wait = self._settings.statement_timeout / 2 / max(1, self._turns.locked)
+            jobs = self._turns.take_locked()
+            if not jobs:
+                return
+            left = min(job.end for job in jobs) - time.monotonic()
+            locked = await self._run_jobs(jobs, max(_MOMENT, min(wait, left)))
+            if locked:
+                self._set_aside(locked, is_certain=True)
             else:
-                devices.add(job.device)
-                group.append(job)
-        self._jobs.extendleft(reversed(passed))
-        # In one order everywhere, so that no two transactions wait for each other.
-        group.sort(key=lambda job: job.device or ("", ""))
-        return group
+                self._turns.release(jobs[0].tenant_id)
+                self._lanes.call()
 
-    # A tenant in which somebody else keeps rows locked is apart for a while: its use cases share transactions with
-    # no other tenant's, and use one lane at a time, so that everybody else has the others.
+    def _set_aside(self, jobs: list[Job], *, is_certain: bool) -> None:
+        """Let use cases that want something locked wait for it, or refuse them if they have.
 
-    def _is_apart(self, job: _Job) -> bool:
-        if job.device is None or job.device[0] not in self._apart:
-            return False
-        if self._apart[job.device[0]] > time.monotonic():
-            return True
-        del self._apart[job.device[0]]
-        return False
+        Args:
+            jobs: Use cases.
+            is_certain: It has been waited for long enough to say that somebody keeps it.
+        """
+        if not jobs:
+            return
+        now = time.monotonic()
+        if is_certain:
+            for tenant_id in {job.tenant_id for job in jobs}:
+                self._turns.keep_apart(tenant_id, now)
+        self._turns.set_aside(job for job in jobs if job.end > now)
+        self._refuse([job for job in jobs if job.end <= now])
+        self._locked_lane.call()
 
-    def _may_join(self, job: _Job, group: list[_Job]) -> bool:
-        is_apart = bool(self._apart) and self._is_apart(job)
-        if not group:
-            return not (is_apart and self._lane_apart)
-        if is_apart or (self._apart and self._is_apart(group[0])):
-            return _tenant_of(job) == _tenant_of(group[0])
-        return True
+    def _refuse(self, jobs: list[Job]) -> None:
+        self._settle([(job, Outcome(error=Unavailable(_LOCKED))) for job in jobs], 0.0)
 
-    def _set_apart(self, jobs: list[_Job]) -> bool:
-        """Keep a tenant apart, and let its use cases wait for their turn once more; `False` if they have had that."""
-        tenant = _tenant_of(jobs[0])
-        if tenant is None:
-            return False
-        self._apart[tenant] = time.monotonic() + _APART
-        if any(job.has_waited for job in jobs):
-            return False
-        for job in jobs:
-            job.has_waited = True
-        self._jobs.extendleft(reversed(jobs))
-        return True
+    async def _run_jobs(self, jobs: list[Job], wait: float | None) -> list[Job]:
+        """Run use cases and tell their callers what became of them.
 
-    def _settle(self, outcomes: "list[tuple[_Job, Outcome[Any]]]", seconds: float) -> None:
+        Args:
+            jobs: Use cases.
+            wait: See `_Hunt`.
+
+        Returns:
+            Those that want something locked: nobody has been told of them.
+        """
+        started = time.perf_counter()
+        wanted = [job for job in jobs if not job.future.done()]
+        self._leave([job for job in jobs if job.future.done()])
+        hunt = _Hunt(wait)
+        try:
+            outcomes = await self._run_group(wanted, hunt)
+        except Exception as error:  # a mistake of ours, which must not keep anybody waiting
+            hunt.locked = []
+            outcomes = [(job, Outcome(error=error)) for job in wanted]
+        self._settle(outcomes, time.perf_counter() - started)
+        return hunt.locked
+
+    def _leave(self, jobs: list[Job]) -> None:
+        """Let others have the place, and the devices, of use cases that are over."""
+        self.waiting -= len(jobs)
+        if self._turns.finish(jobs, time.monotonic()):
+            self._lanes.call()
+
+    def _settle(self, outcomes: "list[tuple[Job, Outcome[Any]]]", seconds: float) -> None:
+        self._leave([job for job, _ in outcomes])
         refused = lost = 0
         for job, outcome in outcomes:
             if outcome.error is not None:
@@ -396,39 +395,31 @@ class Transactions:
         if self._writes and outcomes:
             self._settings.observe(len(outcomes) - refused - lost, refused, lost, seconds)
 
-    async def _run_group(self, jobs: list[_Job], end: float | None = None) -> "list[tuple[_Job, Outcome[Any]]]":
+    async def _run_group(self, jobs: list[Job], hunt: _Hunt) -> "list[tuple[Job, Outcome[Any]]]":
         """Run use cases in one transaction; in several, if one of them is in the way of the others.
 
         Args:
             jobs: Use cases.
-            end: Until when (monotonic) a lock that somebody else has is waited for again. Afterwards it is only found
-                out, in no time, who of them wants it.
+            hunt: Is given those that want something locked; they have no outcome yet.
         """
         if not jobs:
             return []
-        if end is None:
-            end = time.monotonic() + 3 * self._settings.statement_timeout
+        if hunt.vain >= _MAX_VAIN:
+            hunt.locked += jobs
+            return []
         tries = 0
         while True:
             tries += 1
-            is_late = time.monotonic() >= end
+            asked = _Asked(list(range(len(jobs))))
             try:
-                outcomes = await self._try(jobs, is_late=is_late)
+                outcomes = await self._try(jobs, hunt.wait, asked)
                 break
             except Failed as error:
                 if error.is_locked:
-                    tenants = _by_tenant(jobs)
-                    if len(tenants) > 1:
-                        # Whoever it is, nobody else's tenant is to suffer.
-                        apart = [await self._run_group(some, end) for some in tenants]
-                        return [done for some in apart for done in some]
-                    if self._set_apart(jobs):
-                        return []
-                    if is_late and len(jobs) == 1:
-                        return _fail_all(jobs, error)
+                    return await self._part(jobs, asked, hunt)
                 if error.cause in (Cause.CLASH, Cause.PART) and len(jobs) > 1:
                     half = len(jobs) // 2
-                    return await self._run_group(jobs[:half], end) + await self._run_group(jobs[half:], end)
+                    return await self._run_group(jobs[:half], hunt) + await self._run_group(jobs[half:], hunt)
                 may_help = error.cause is Cause.CLASH or (
                     # Nothing was committed, and a connection that was cut says nothing about the database.
                     error.cause is Cause.LOST and str(error) != SLOW and tries == 1
@@ -445,17 +436,33 @@ class Transactions:
             return done
         # What these have changed had to be undone, and with it what everybody else has.
         others = [job for job, outcome in done if not _is_spoilt(outcome)]
-        done = await self._run_group(others, end)
+        done = await self._run_group(others, hunt)
         for job in spoilt:
-            done += await self._run_group([job], end)
+            done += await self._run_group([job], hunt)
         return done
 
-    async def _try(self, jobs: list[_Job], *, is_late: bool = False) -> list[Outcome[Any]]:
+    async def _part(self, jobs: list[Job], asked: _Asked, hunt: _Hunt) -> "list[tuple[Job, Outcome[Any]]]":
+        """Run those who do not want what is locked without those who do."""
+        hunt.vain += 1
+        # That it was locked for so long is known now, and what else is will be waited for later.
+        hunt.wait = _MOMENT
+        indices = set(asked.asking)
+        asking = [job for index, job in enumerate(jobs) if index in indices]
+        done = await self._run_group([job for index, job in enumerate(jobs) if index not in indices], hunt)
+        if asked.is_one:
+            hunt.locked += asking
+        else:
+            for part in _parts_of(asking):
+                done += await self._run_group(part, hunt)
+        return done
+
+    async def _try(self, jobs: list[Job], wait: float | None, asked: _Asked) -> list[Outcome[Any]]:
         """Run use cases in one transaction, which is undone if one has failed that has changed something.
 
         Args:
             jobs: Use cases.
-            is_late: Wait for locks only for a moment.
+            wait: See `_Hunt`.
+            asked: Is given what they were at.
 
         Raises:
             OutcomeUnknown: The connection was lost in the commit, and nobody can say what has become of it.
@@ -465,9 +472,7 @@ class Transactions:
         outcomes: list[Outcome[Any]] = []
         try:
             async with self._database.connection() as connection:
-                await self._begin_on(connection)
-                if is_late:
-                    await connection.execute(_BRIEF_WAIT)
+                await self._begin_on(connection, wait)
                 if self._writes:
                     row = await connection.fetchrow(self._find_mark)
                     assert row is not None
@@ -475,7 +480,12 @@ class Transactions:
                     if is_unfinished:
                         raise Unavailable(UNFINISHED)
                 executor = Executor(connection, may_lock=self._writes)
-                outcomes = await run_together([job.work(self._transaction) for job in jobs], executor.execute)
+
+                async def execute(statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
+                    asked.rows = rows
+                    return await executor.execute(statement, rows)
+
+                outcomes = await run_together([job.work(self._transaction) for job in jobs], execute, asked.asking)
                 if any(map(_is_spoilt, outcomes)):
                     await connection.execute("ROLLBACK")
                 else:
@@ -493,9 +503,10 @@ class Transactions:
                 raise
         return outcomes
 
-    async def _begin_on(self, connection: Connection) -> None:
+    async def _begin_on(self, connection: Connection, wait: float | None) -> None:
+        begin = self._begin if wait is None else f"{self._begin}; SET LOCAL lock_timeout = {wait * 1000:.0f}"
         try:
-            await connection.execute(self._begin)
+            await connection.execute(begin)
         except asyncpg.FeatureNotSupportedError as error:
             # What a standby says to a transaction that is to write, and not that it is read only.
             raise asyncpg.ReadOnlySQLTransactionError(str(error)) from error
@@ -538,22 +549,16 @@ so that the next one sees what that has written."""
 _FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, current_setting('{RUN}', true), txid_status($1)"
 
 
-def _tenant_of(job: _Job) -> str | None:
-    return None if job.device is None else job.device[0]
-
-
-def _by_tenant(jobs: list[_Job]) -> list[list[_Job]]:
-    tenants: dict[str | None, list[_Job]] = {}
-    for job in jobs:
-        tenants.setdefault(_tenant_of(job), []).append(job)
-    return list(tenants.values())
+def _parts_of(jobs: list[Job]) -> list[list[Job]]:
+    size = -(-len(jobs) // _PARTS)
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
 def _is_spoilt(outcome: Outcome[Any]) -> bool:
     return outcome.error is not None and outcome.has_changed
 
 
-def _fail_all(jobs: list[_Job], error: Unavailable) -> list[tuple[_Job, Outcome[Any]]]:
+def _fail_all(jobs: list[Job], error: Unavailable) -> list[tuple[Job, Outcome[Any]]]:
     # Each its own: a traceback grows where it is raised.
     kind = OutcomeUnknown if isinstance(error, OutcomeUnknown) else Unavailable
     return [(job, Outcome(error=kind(str(error)))) for job in jobs]

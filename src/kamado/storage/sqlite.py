@@ -734,7 +734,9 @@ class SqliteEngine(Generic[X]):
         finally:
             reader.end_snapshot()
 
-    async def write(self, work: Callable[[X], Awaitable[T]], *, device: DeviceKey | None = None) -> T:
+    async def write(
+        self, work: Callable[[X], Awaitable[T]], *, device: DeviceKey | None = None, tenant_id: str | None = None
+    ) -> T:
         """Run a use case in one transaction; see `store.Store.write`. All that wait share one, one after the other."""
         if self._closed:
             raise Unavailable("the database is closed")

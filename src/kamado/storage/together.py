@@ -135,12 +135,15 @@ class Outcome(Generic[T]):
     """Whether it has changed anything: if it failed, that has to be undone."""
 
 
-async def run_together(works: Sequence[Awaitable[Any]], execute: Execute) -> list[Outcome[Any]]:
+async def run_together(
+    works: Sequence[Awaitable[Any]], execute: Execute, concerned: list[int] | None = None
+) -> list[Outcome[Any]]:
     """Run use cases side by side.
 
     Args:
         works: Coroutines over a `StepSession`.
         execute: Runs statements; whatever it raises ends all.
+        concerned: Is told which of them wait for what is being executed: who is concerned if that fails.
 
     Returns:
         The outcome of each, in their order.
@@ -172,6 +175,8 @@ async def run_together(works: Sequence[Awaitable[Any]], execute: Execute) -> lis
                 requests, held = held, {}
             for asked, askers in requests.items():
                 arguments = [argument for _, some in askers for argument in some]
+                if concerned is not None:
+                    concerned[:] = [index for index, _ in askers]
                 if isinstance(asked, str):
                     found = await execute(asked, arguments)
                     start = 0
