@@ -227,7 +227,7 @@ def test_distributed_tables_can_be_distributed(prepared: Prepared) -> None:
 
 
 def new_registry(directory: Path, url: str) -> Registry:
-    return Registry(directory, {"storage.url": url, "auth.first_login_dir": str(directory)})
+    return Registry(directory, {"auth.first_login_dir": str(directory)}, url=url)
 
 
 def test_partitioned_tables_serve(postgresql: PostgresqlServer, tmp_path: Path) -> None:
