@@ -637,6 +637,26 @@ def test_a_tenant_that_somebody_keeps_locked_does_not_keep_other_tenants_waiting
     with_store(url, test, settings)
 
 
+def test_who_has_given_up_while_something_was_locked_has_changed_nothing(server: PostgresqlServer, url: str) -> None:
+    """Operating: 503 means that nothing was changed; an adapter is told so when its time is over."""
+
+    async def test(store: PostgresqlStore) -> None:
+        await create(store)
+        async with client(url) as other:
+            await other.execute("BEGIN")
+            await other.execute("SELECT 1 FROM tenant_usage FOR UPDATE")
+            creating = {device_id: asyncio.create_task(create(store, device_id)) for device_id in ("a", "b", "c")}
+            await somebody_waits(other)
+            creating["b"].cancel()
+            await asyncio.sleep(0)
+            await other.execute("COMMIT")
+        await asyncio.gather(creating["a"], creating["c"])
+        assert [await has(store, device_id) for device_id in creating] == [True, False, True]
+
+    with_store(url, test)
+    assert_consistent(server, url)
+
+
 def test_a_lock_that_is_given_back_soon_costs_nobody_anything(url: str) -> None:
     async def test(store: PostgresqlStore) -> None:
         device_id = await create(store)

@@ -59,6 +59,7 @@ twenty transactions, and if all of them want it that is not many more transactio
 _MAX_VAIN: Final = 32
 """Locks waited for in vain, after which it is not looked for any further who wants them."""
 _LOCKED: Final = "somebody else keeps what is asked for locked"
+_GIVEN_UP: Final = "nobody waits for it any more"
 _STATUS_TIME: Final = 3.0
 """Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
 
@@ -438,7 +439,10 @@ class Transactions:
         others = [job for job, outcome in done if not _is_spoilt(outcome)]
         done = await self._run_group(others, hunt)
         for job in spoilt:
-            done += await self._run_group([job], hunt)
+            if job.future.done():
+                done.append((job, Outcome(error=Unavailable(_GIVEN_UP))))
+            else:
+                done += await self._run_group([job], hunt)
         return done
 
     async def _part(self, jobs: list[Job], asked: _Asked, hunt: _Hunt) -> "list[tuple[Job, Outcome[Any]]]":
@@ -486,6 +490,10 @@ class Transactions:
                     return await executor.execute(statement, rows)
 
                 outcomes = await run_together([job.work(self._transaction) for job in jobs], execute, asked.asking)
+                for job, outcome in zip(jobs, outcomes, strict=True):
+                    if job.future.done():
+                        # Its caller has gone, and perhaps told somebody that nothing was changed.
+                        outcome.error = Unavailable(_GIVEN_UP)
                 if any(map(_is_spoilt, outcomes)):
                     await connection.execute("ROLLBACK")
                 else:
