@@ -78,7 +78,14 @@ class ConnectionTransaction(Protocol):
     """One transaction on what is kept; see `store.Transaction` for what a use case may do."""
 
     async def find_connection(self, tenant_id: str, device_id: str) -> DeviceConnection | None:
-        """Find a device's entry."""
+        """Find a device's entry, which nobody else changes until the transaction ends."""
+
+    async def find_connections(self, keys: Sequence[Key]) -> list[DeviceConnection | None]:
+        """Find entries as `find_connection` does.
+
+        Args:
+            keys: In their order everywhere, so that no two transactions wait for each other.
+        """
 
     async def update_gateway(self, tenant_id: str, device_id: str, gateway_id: str, now: datetime) -> bool:
         """Replace the gateway of an entry; return whether there is one."""
@@ -98,7 +105,10 @@ class ConnectionTransaction(Protocol):
         """Count the entries of a tenant, at a cost that does not grow with them."""
 
     async def list_connections(self, after: Key, limit: int) -> list[tuple[Key, DeviceConnection]]:
-        """Return entries of any tenant in the order of their keys, from the first one after `after` on."""
+        """Return entries of any tenant in the order of their keys, from the first one after `after` on.
+
+        They are not kept from changing: before something is done about one, it is to be found again.
+        """
 
 
 Work = Callable[[ConnectionTransaction], Awaitable[T]]
@@ -378,10 +388,15 @@ class DeviceConnectionService:
     async def _remove_slice(self, after: Key, transaction: ConnectionTransaction) -> tuple[int, int, Key]:
         now = self._clock()
         entries = await transaction.list_connections(after, _SLICE)
-        dead = [key for key, entry in entries if not self._has_gateway(entry, now) and not _has_instance(entry, now)]
+        dead = [key for key, entry in entries if self._is_dead(entry, now)]
         if dead:
+            found = zip(dead, await transaction.find_connections(dead), strict=True)
+            dead = [key for key, entry in found if entry is not None and self._is_dead(entry, now)]
             await transaction.delete_connections(dead)
         return len(entries), len(dead), entries[-1][0] if entries else after
+
+    def _is_dead(self, entry: DeviceConnection, now: datetime) -> bool:
+        return not self._has_gateway(entry, now) and not _has_instance(entry, now)
 
     # Writing
 

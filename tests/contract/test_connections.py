@@ -127,6 +127,16 @@ async def test_instances_are_found_of_those_that_have_one_now(first: Connections
 
 
 @with_two
+async def test_several_entries_are_found_at_once(first: Connections, second: Connections) -> None:
+    await insert(first, "t", "d1", "gw", NOW)
+    await insert(first, "u", "d2", None, None, "a1", LATER)
+    keys = [("t", "d1"), ("t", "d2"), ("u", "d2")]
+    expected = [DeviceConnection("gw", NOW), None, DeviceConnection(None, None, "a1", LATER)]
+    assert await second.write(lambda transaction: transaction.find_connections(keys)) == expected
+    assert await second.write(lambda transaction: transaction.find_connections([])) == []
+
+
+@with_two
 async def test_entries_are_counted_by_tenant(first: Connections, second: Connections) -> None:
     for number in range(5):
         await insert(first, "t", f"d{number}", "gw", NOW)

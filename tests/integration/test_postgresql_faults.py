@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ from tests.postgresql import PostgresqlServer
 
 from kamado import load
 from kamado.auth import LOCAL_OPERATOR
+from kamado.connections import DeviceConnectionService, DeviceConnectionSettings
 from kamado.credentials import CredentialRules
 from kamado.document import Identifiers
 from kamado.errors import Conflict, OutcomeUnknown, RegistryError, Unavailable
 from kamado.management import Management, ManagementSettings
 from kamado.passwords import PasswordHasher
-from kamado.storage import OlderSchema, StorageError, StoreSettings, open_store, sql
+from kamado.storage import OlderSchema, StorageError, StoreSettings, connections, open_connections, open_store, sql
 from kamado.storage.migrations import load_migrations
 from kamado.storage.postgresql import PostgresqlStore, open_postgresql
 from kamado.storage.postgresql_statements import Executor
@@ -876,6 +878,40 @@ def test_credentials_that_are_set_while_their_device_is_created_keep_their_versi
         assert found == theirs
 
     with_store(url, test)
+
+
+def test_what_is_kept_of_connections_is_looked_through_without_a_lock(
+    server: PostgresqlServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock is written to the row: of many that are to stay, each process would write all, again and again."""
+    now = CREATED
+    settings = DeviceConnectionSettings(gateway_lifetime=10.0, refresh_interval=0.0)
+    locked = "SELECT device_id FROM device_connections WHERE xmax <> 0"
+
+    async def test() -> None:
+        nonlocal now
+        kept, other = await open_connections(url, SETTINGS), await open_connections(url, SETTINGS)
+        try:
+            service, others = (DeviceConnectionService(one, settings, lambda: now) for one in (kept, other))
+            for number in range(20):
+                await service.set_last_gateway(LOCAL_OPERATOR, TENANT, f"d{number}", "gw")
+            assert await service.remove_expired() == 0
+            assert await asyncio.to_thread(server.run_sql, locked, url.rpartition("/")[2]) == ""
+            now += timedelta(seconds=11)
+            await service.set_last_gateway(LOCAL_OPERATOR, TENANT, "d0", "gw")
+
+            async def refresh() -> None:
+                await others.set_last_gateway(LOCAL_OPERATOR, TENANT, "d1", "gw")
+
+            act_once(monkeypatch, connections.LIST_CONNECTIONS, refresh, after=True)
+            assert await service.remove_expired() == 18
+            for device_id, is_kept in (("d0", True), ("d1", True), ("d2", False)):
+                assert (await kept.find_connection(TENANT, device_id) is not None) == is_kept
+        finally:
+            await kept.close()
+            await other.close()
+
+    asyncio.run(test())
 
 
 # Limits

@@ -61,6 +61,7 @@ __all__ = [
     "instant_of",
     "key_of",
     "microseconds",
+    "optional_instant",
     "optional_microseconds",
     "text_of",
 ]
@@ -421,7 +422,8 @@ def instant_of(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _optional_instant(microseconds: int | None) -> datetime | None:
+def optional_instant(microseconds: int | None) -> datetime | None:
+    """Read an instant, if there is one."""
     return None if microseconds is None else instant_of(microseconds)
 
 
@@ -547,7 +549,7 @@ class SqlTransaction:
             tenant_id=tenant_id,
             version=version,
             created=instant_of(created),
-            updated=_optional_instant(updated),
+            updated=optional_instant(updated),
             tenant=self._tenants.get(tenant_id, text),
         )
 
@@ -652,7 +654,7 @@ class SqlTransaction:
             device_id=device_id,
             version=version,
             created=instant_of(created),
-            updated=_optional_instant(updated),
+            updated=optional_instant(updated),
             auto_provisioned=bool(auto_provisioned),
             notification_sent=bool(notification_sent),
             device=_parse(stored_device, text, "devices", tenant_id, device_id),
