@@ -2,7 +2,8 @@
 
 Start (configuration 3.2): log, health listener, database and schema, first identity, data of the first start,
 listeners, ready. Stop (3.3): not ready, drain, refuse new work, let running work end, close connections, database,
-health listener. Everything runs in one TaskGroup; a part that fails takes the rest down with it, in order.
+health listener. What runs beside all of this goes on when a turn of it fails; should it end all the same, it takes
+the rest down with it, in order.
 """
 
 import asyncio
@@ -410,6 +411,8 @@ class Process:
         self._command = command
         self._options = options
         self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        """Of a part that ended, because of which the rest has to."""
         self._drain_delay = 0.0
         self._metrics = build_metrics(config)
         self._store: Store | None = None
@@ -440,7 +443,7 @@ class Process:
             await self._announce(store)
             # Last: whoever waited for it finds all of the above done and said.
             self._write_ready_file()
-            await self._stop.wait()
+            await self._wait_for_the_end()
 
             logger.info("draining")
             health.is_draining = True
@@ -459,8 +462,7 @@ class Process:
         server = HttpServer(health)
         # The last to go: probes see 503 until the end (configuration 3.3).
         stack.push_async_callback(server.stop, 1.0)
-        watching = asyncio.get_running_loop().create_task(health.watch())
-        stack.callback(watching.cancel)
+        self._run_beside(stack, health.watch())
         await self._listen_one("health", config.health.bind, config.health.port, None, server)
         return health
 
@@ -508,6 +510,29 @@ class Process:
         gc.freeze()
         self._watch_lag()
         stack.callback(self._end_watch)
+
+    # Until the end
+
+    def _run_beside(self, stack: contextlib.AsyncExitStack, part: Coroutine[Any, Any, None]) -> None:
+        """Run a part until the stack is left; if it fails, everything ends."""
+        task = asyncio.get_running_loop().create_task(part)
+        task.add_done_callback(self._note_end)
+        stack.callback(task.cancel)
+
+    def _note_end(self, part: asyncio.Future[None]) -> None:
+        if part.cancelled() or (error := part.exception()) is None:
+            return
+        if self._stop.is_set():
+            logger.error("a part failed while everything ends", exc_info=error)
+        else:
+            self._failure = error
+            self._stop.set()
+
+    async def _wait_for_the_end(self) -> None:
+        """Wait until a signal ends it, or a part that fails."""
+        await self._stop.wait()
+        if self._failure is not None:
+            raise self._failure
 
     # Signals
 
@@ -632,8 +657,7 @@ class Process:
             ),
             now_utc,
         )
-        cleaning = asyncio.get_running_loop().create_task(service.keep_clean())
-        stack.callback(cleaning.cancel)
+        self._run_beside(stack, service.keep_clean())
         return service
 
     def _build_amqp(

@@ -364,6 +364,8 @@ class DeviceConnectionService:
                 removed = await self.remove_expired()
             except Unavailable as error:
                 _log.warning("expired device connections not removed", extra={"error": str(error)})
+            except Exception:  # a row that is damaged, say, which may be gone the next time
+                _log.exception("expired device connections not removed")
             else:
                 _log.debug("expired device connections removed", extra={"count": removed})
 

@@ -222,9 +222,11 @@ class SharedListener:
                 ssl_handshake_timeout=self._handshake_timeout,
                 ssl_shutdown_timeout=self._shutdown_timeout,
             )
-        except (OSError, asyncio.CancelledError) as error:
-            # ssl.SSLError and TimeoutError are among them: the handshake failed, which its context has logged.
+        except BaseException as error:
             self._share.end()
             connection.close()
             if isinstance(error, asyncio.CancelledError):
                 raise
+            # ssl.SSLError and TimeoutError are among them: the handshake failed, which its context has logged.
+            if not isinstance(error, OSError):
+                _log.exception("connection not taken")

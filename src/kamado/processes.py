@@ -353,13 +353,17 @@ class Channel:
             questions: What is asked -> how to find the answer, which is something that JSON has.
         """
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket, limit=_MAX_LINE)
-        with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
-                message = json.loads(line)
-                if "do" in message:
-                    orders[message["do"]]()
-                else:
-                    self._send({"id": message["id"], "answer": await questions[message["ask"]]()})
+        try:
+            with contextlib.suppress(ConnectionError):
+                while line := await reader.readline():
+                    message = json.loads(line)
+                    if "do" in message:
+                        orders[message["do"]]()
+                    else:
+                        self._send({"id": message["id"], "answer": await questions[message["ask"]]()})
+        finally:
+            # The loop does not end while it reads from here, and the supervisor need not wait for what comes no more.
+            self._writer.close()
 
     def tell_ready(self) -> None:
         """Tell the supervisor that this worker serves."""
@@ -367,4 +371,5 @@ class Channel:
 
     def _send(self, message: Mapping[str, object]) -> None:
         assert self._writer is not None
-        self._writer.write(json.dumps(message).encode() + b"\n")
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message).encode() + b"\n")

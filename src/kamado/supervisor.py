@@ -85,7 +85,7 @@ class Supervisor(Process):
             await self._announce(store)
             # Last: whoever waited for it finds all of the above done and said.
             self._write_ready_file()
-            await self._wait_for_the_end(workers)
+            await self._wait_for_the_end()
 
             logger.info("draining")
             health.is_draining = True
@@ -130,6 +130,7 @@ class Supervisor(Process):
             descriptors=(descriptor, *(one for bound in sockets.values() for one in bound)),
         )
         workers = Workers(settings, task, gone)
+        workers.failed.add_done_callback(self._note_end)
         stack.push_async_callback(workers.close)
         self._metrics.watch_workers(
             lambda: {"ready": workers.ready, "down": self._number - workers.ready}, lambda: workers.restarts
@@ -144,17 +145,6 @@ class Supervisor(Process):
             raise StartFailed(str(error), error.status or EXIT_INTERNAL) from error
         except TimeoutError as error:
             raise StartFailed("the workers were not ready in startup.deadline", EXIT_UNAVAILABLE) from error
-
-    # Until the end
-
-    async def _wait_for_the_end(self, workers: Workers) -> None:
-        stop = asyncio.get_running_loop().create_task(self._stop.wait())
-        try:
-            await asyncio.wait((stop, workers.failed), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-        if workers.failed.done():
-            workers.failed.result()
 
     async def _scrape(self, is_ready: bool) -> bytes:
         await self._count()

@@ -5,7 +5,6 @@ order when it starts, and there is nothing that it does alone: no migration, no 
 ready file. Signals are the supervisor's business, which tells it what to do; when the supervisor is gone, it stops.
 """
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -66,16 +65,15 @@ class Worker(Process):
 
     async def main(self) -> int:
         """Start, serve until the supervisor says so or is gone, stop."""
-        listening = asyncio.get_running_loop().create_task(self._obey())
         permissions = self._load_permissions()
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(listening.cancel)
+            self._run_beside(stack, self._obey())
             store = await self._open_store(stack, auto_migrate=False)
             core = build_core(self._config, store, metrics=self._metrics, hook=self._build_hook(stack))
             stack.callback(core.passwords.close)
             amqp, http = await self._open_front_doors(stack, store, core, permissions)
             self._channel.tell_ready()
-            await self._stop.wait()
+            await self._wait_for_the_end()
             await self._close_front_doors(amqp, http)
         return 0
 

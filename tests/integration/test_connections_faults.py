@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.sqlite_process import NOBODY, TENANT
@@ -22,6 +23,7 @@ from kamado.connections import Connections, ConnectionTransaction, DeviceConnect
 from kamado.errors import Unavailable
 from kamado.storage import StoreSettings, open_connections
 from kamado.storage.connections import SqlConnectionTransaction
+from kamado.storage.sqlite import SqliteEngine
 from kamado.storage.volatile import SqliteConnections, connections_path
 
 PROGRAM = Path(__file__).with_name("sqlite_process.py")
@@ -312,7 +314,34 @@ def test_a_writer_that_fails_is_replaced(
         assert await has(connections)
 
     with_connections(database, test)
-    assert [record.levelname for record in caplog.records if record.exc_info] == ["CRITICAL"]
+    # The watch over the file may have come across what was injected, too.
+    failures = [record for record in caplog.records if record.exc_info and record.name != "kamado.storage.volatile"]
+    assert [record.levelname for record in failures] == ["CRITICAL"]
+
+
+def test_what_nobody_foresaw_does_not_end_the_watch(
+    database: Path, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once, though it happens each time that the file is looked at."""
+    opened, failures = SqliteEngine.open, 3
+
+    async def fail(engine: SqliteEngine[Any]) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("injected")
+        await opened(engine)
+
+    async def test(connections: SqliteConnections) -> None:
+        await put(connections)
+        monkeypatch.setattr(SqliteEngine, "open", fail)
+        remove(path)
+        await eventually(lambda: works(connections))
+
+    with_connections(database, test)
+    assert failures == 0
+    (event,) = [record for record in caplog.records if record.exc_info]
+    assert (event.message, vars(event)["error"]) == ("device connections cannot be kept", "RuntimeError: injected")
 
 
 def test_killed_writers_lose_nothing_and_damage_nothing(

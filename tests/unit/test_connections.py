@@ -21,6 +21,7 @@ from kamado.connections import (
 )
 from kamado.errors import BadRequest, Forbidden, NotFound, PreconditionFailed, RegistryError, Unavailable
 from kamado.storage import open_connections
+from kamado.store import DamagedRow
 
 T = TypeVar("T")
 
@@ -495,14 +496,12 @@ def test_removal_goes_on_after_a_failure(
     kept.new_service(removal_interval=0.001)
     kept.set_instance("d1", "a1", 1)
     kept.later(seconds=2)
-    failures = 2
+    failures: list[Exception] = [Unavailable("the database is busy"), DamagedRow("nobody can read it")]
     done = asyncio.Event()
 
     async def write(work: Callable[[ConnectionTransaction], Awaitable[T]], *, device: Key | None = None) -> T:
-        nonlocal failures
         if failures:
-            failures -= 1
-            raise Unavailable("the database is busy")
+            raise failures.pop(0)
         result = await kept.connections.inner.write(work)
         done.set()
         return result
@@ -517,7 +516,7 @@ def test_removal_goes_on_after_a_failure(
 
     monkeypatch.setattr(kept.connections, "write", write)
     kept.run(run())
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
 
 
 # Failures

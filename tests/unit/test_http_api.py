@@ -607,6 +607,38 @@ def test_readiness_depends_on_start_draining_and_database_liveness_does_not() ->
     asyncio.run(main())
 
 
+def test_a_ping_that_fails_for_whatever_reason_makes_it_unready(caplog: pytest.LogCaptureFixture) -> None:
+    """Configuration 3.1. The text for whoever asks is fixed, the cause is logged, once; it is asked on and on."""
+
+    async def main() -> None:
+        health = Health(ping_interval=0)
+        watching = asyncio.get_running_loop().create_task(health.watch())
+        health.is_started = True
+
+        async def fails() -> None:
+            raise RuntimeError("the handler is closed")
+
+        async def is_unready() -> bool:
+            response = await call(health, "GET", "/readiness")
+            checks = {check["id"]: check["data"] for check in json.loads(response.body)["checks"]}
+            return response.status == 503 and checks["database"] == {"problem": "failed, see the log"}
+
+        async def is_ready() -> bool:
+            return (await call(health, "GET", "/readiness")).status == 200
+
+        async def up() -> None: ...
+
+        health.ping = fails
+        await eventually(is_unready)
+        health.ping = up
+        await eventually(is_ready)
+        watching.cancel()
+
+    asyncio.run(main())
+    (event,) = caplog.records
+    assert (event.message, event.exc_info is not None) == ("database not asked whether it answers", True)
+
+
 def test_three_failed_pings_in_a_row_and_no_fewer_make_it_unready() -> None:
     """Configuration 3.1."""
 

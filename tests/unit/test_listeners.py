@@ -196,6 +196,32 @@ def test_a_handshake_that_fails_is_counted_out(counts: memoryview) -> None:
     serve(use, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
 
+def test_a_connection_that_comes_to_nothing_is_counted_out(
+    counts: memoryview, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the reason; or this process would be passed over from then on."""
+
+    def fail() -> asyncio.Protocol:
+        raise RuntimeError("injected")
+
+    async def main() -> None:
+        (listening,) = await bind("127.0.0.1", 0)
+        port = listening.getsockname()[1]
+        listener = SharedListener(
+            listening, Share(counts, 0), fail, context=None, handshake_timeout=1.0, shutdown_timeout=1.0
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), 60) == b""
+        assert counts[0] == 0
+        writer.close()
+        listener.close()
+        await listener.wait_closed()
+
+    asyncio.run(main())
+    (event,) = caplog.records
+    assert (event.message, event.exc_info is not None) == ("connection not taken", True)
+
+
 def test_an_address_that_is_taken_leaves_nothing_open() -> None:
     async def main() -> None:
         (first,) = await bind("127.0.0.1", 0)

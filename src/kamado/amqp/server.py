@@ -251,6 +251,9 @@ class AmqpServer:
                             continue
                 except (Unavailable, TimeoutError):
                     continue
+                except Exception:  # a row that is damaged, say; the others are to be looked at all the same
+                    _log.exception("identity not read, its connections stay", extra={"principal": principal.name})
+                    continue
                 _log.info("identity changed, its connections are closed", extra={"principal": principal.name})
                 for peer in list(self.peers):
                     if peer.principal == principal:

@@ -41,6 +41,8 @@ _MAX_OVERHEAD: Final = 1024 * 1024
 """Bytes of a request that are no body: head, chunk sizes, trailers. The smallest chunks take five for one."""
 _MAX_FAILED_PINGS: Final = 3
 """Times in a row that the database has not answered when the registry is no longer ready (configuration 3.1)."""
+_UNFORESEEN: Final = "failed, see the log"
+"""What probes are told of a database that cannot be asked because of something that nobody has foreseen."""
 _CLOSE_TIMEOUT: Final = 5.0
 """Seconds for a peer to take what is written before a connection is cut off."""
 
@@ -528,6 +530,10 @@ class Health:
             return "no answer in time"
         except Unavailable as error:
             return str(error)
+        except Exception:  # whatever it was, the database has not answered
+            if self._database_problem != _UNFORESEEN:
+                _log.exception("database not asked whether it answers")
+            return _UNFORESEEN
         return None
 
 

@@ -104,17 +104,23 @@ class SqliteConnections:
     async def _keep_open(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_INTERVAL)
-            engine = self._engine
-            if engine is not None and engine.is_lost:
-                self._engine = None
-                was_damaged = engine.is_damaged
-                await engine.close()
-                if was_damaged:
-                    self._set_aside(_identify(self._path), "the file is damaged")
-                else:
-                    _log.warning("the file of device connections was taken away", extra={"file": self._path})
-            if self._engine is None:
-                await self._open()
+            try:
+                await self._look()
+            except Exception as error:  # it is tried again, as ever
+                self._say(f"{type(error).__name__}: {error}", with_traceback=True)
+
+    async def _look(self) -> None:
+        engine = self._engine
+        if engine is not None and engine.is_lost:
+            self._engine = None
+            was_damaged = engine.is_damaged
+            await engine.close()
+            if was_damaged:
+                self._set_aside(_identify(self._path), "the file is damaged")
+            else:
+                _log.warning("the file of device connections was taken away", extra={"file": self._path})
+        if self._engine is None:
+            await self._open()
 
     async def _open(self) -> None:
         for _ in range(2):
@@ -150,11 +156,11 @@ class SqliteConnections:
                 extra={"file": aside, "error": cause},
             )
 
-    def _say(self, trouble: str) -> None:
+    def _say(self, trouble: str, *, with_traceback: bool = False) -> None:
         # It is tried again all the time.
         if trouble != self._trouble:
             self._trouble = trouble
-            _log.error("device connections cannot be kept", extra={"error": trouble})
+            _log.error("device connections cannot be kept", extra={"error": trouble}, exc_info=with_traceback)
 
 
 def _identify(path: str) -> tuple[int, int] | None:

@@ -26,6 +26,7 @@ from kamado.auth import ADAPTER_AUTHORITIES, Authenticator, Authorities, Mechani
 from kamado.config import AmqpTlsConfig, tls_context
 from kamado.errors import Unavailable
 from kamado.lookup import LookupService
+from kamado.store import DamagedRow
 
 DEADLINE = 60.0
 DEVICE: dict[str, object] = {"device_id": "d1"}
@@ -39,6 +40,8 @@ class FakeAuthenticator:
         self.lifetime = lifetime
         self.behave: Callable[[], Awaitable[Any]] | None = None
         self.current = True
+        self.unreadable: dict[str, int] = {}
+        """Principal whose identity is damaged -> how often it was looked at."""
 
     async def authenticate_plain(self, name: str, password: str, now: datetime) -> Principal | None:
         if self.behave is not None:
@@ -56,6 +59,9 @@ class FakeAuthenticator:
         return None
 
     async def is_current(self, principal: Principal) -> bool:
+        if principal.name in self.unreadable:
+            self.unreadable[principal.name] += 1
+            raise DamagedRow(f"the document in identities of '{principal.name}' cannot be read")
         return self.current
 
 
@@ -115,8 +121,8 @@ class Client:
     def write(self, performative: codec.Performative, payload: bytes = b"") -> None:
         self.writer.write(codec.encode_frame(0, performative, payload))
 
-    async def log_in(self) -> "Client":
-        sasl = SaslClient("adapter", "secret")
+    async def log_in(self, username: str = "adapter") -> "Client":
+        sasl = SaslClient(username, "secret")
         self.writer.write(sasl.data_to_send())
         while sasl.outcome is None:
             sasl.receive(await self.reader.read(4096))
@@ -460,6 +466,27 @@ def test_logins_without_end_are_watched() -> None:
             client.close()
 
     run(scenario)
+
+
+def test_an_identity_that_cannot_be_read_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it was changed is not known, so its connections stay; those of others are closed as ever."""
+
+    async def scenario() -> None:
+        async with Setting(login_check_interval=0.01).running() as setting:
+            setting.authenticator.unreadable = {"damaged": 0}
+            damaged = await (await (await setting.connect()).log_in("damaged")).open()
+            await until(lambda: setting.authenticator.unreadable["damaged"] >= 2)
+            client = await (await (await setting.connect()).log_in()).open()
+            setting.authenticator.current = False
+            assert await client.close_reason() == "amqp:unauthorized-access"
+            client.close()
+            await until(lambda: [peer.principal.name for peer in setting.server.peers if peer.principal] == ["damaged"])
+            damaged.close()
+
+    run(scenario)
+    assert {(record.message, vars(record)["principal"]) for record in caplog.records if record.exc_info} == {
+        ("identity not read, its connections stay", "damaged")
+    }
 
 
 # Flow
