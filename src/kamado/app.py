@@ -20,12 +20,12 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import uvloop
@@ -93,6 +93,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 EXIT_UNAVAILABLE = 69
 EXIT_INTERNAL = 70
 EXIT_CONFIGURATION = 78
@@ -107,6 +109,10 @@ COUNT_TIMEOUT = 1.0
 START_MARGIN = 0.5
 """Seconds before the deadline of the start at which the last try to open the database begins."""
 LOAD_PAUSE = 0.5
+PING_PAUSE = 0.2
+"""Seconds between two pings of a database that has gone away in the middle of the start."""
+START_TRIES = 5
+"""How often the start asks for what the database, although it answers pings, fails to do."""
 LAG_INTERVAL = 0.5
 """Seconds between two looks at how late the event loop is."""
 
@@ -416,6 +422,8 @@ class Process:
         self._drain_delay = 0.0
         self._metrics = build_metrics(config)
         self._store: Store | None = None
+        self._start_end = math.inf
+        """Until when the database is waited for (monotonic)."""
         self._counted = -math.inf
         self._tls: list[ReloadableTls] = []
         self._authenticator: Authenticator | None = None
@@ -467,7 +475,7 @@ class Process:
         return health
 
     async def _check_access(self, store: Store) -> None:
-        has_operators = await store.lookups.has_operators()
+        has_operators = await self._insist(store.lookups.has_operators)
         options = "".join(f" {shlex.quote(word)}" for word in self._options)
         self._access = check_access(
             self._config.http, has_operators=has_operators, command=self._command, options=options
@@ -577,6 +585,7 @@ class Process:
 
     async def _open_store(self, stack: contextlib.AsyncExitStack, *, auto_migrate: bool) -> Store:
         config = self._config
+        self._start_end = time.monotonic() + config.startup.deadline
         try:
             async with asyncio.timeout(config.startup.deadline):
                 settings = replace(
@@ -596,6 +605,37 @@ class Process:
         self._store = store
         self._metrics.watch_writes("registry", lambda: store.waiting_writes)
         return store
+
+    async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what the start needs the opened database for; once more, should that go away and be back in time.
+
+        Args:
+            work: May be done again, whatever has become of it before.
+
+        Raises:
+            Unavailable: The database is away, or answers and cannot do it.
+        """
+        tries = 1
+        while True:
+            try:
+                return await work()
+            except Unavailable as error:
+                if tries == START_TRIES:
+                    raise
+                logger.warning("the start waits for the database", extra={"error": str(error)})
+            tries += 1
+            await self._wait_for_database()
+
+    async def _wait_for_database(self) -> None:
+        assert self._store is not None, "it was opened"
+        while True:
+            try:
+                await self._store.ping()
+                return
+            except Unavailable:
+                if time.monotonic() + PING_PAUSE > self._start_end:
+                    raise
+            await asyncio.sleep(PING_PAUSE)
 
     async def _scrape(self, is_ready: bool) -> bytes:
         """Make the page of metrics."""
@@ -630,13 +670,13 @@ class Process:
         directory = self._config.login_dir
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            made = await ensure_first_identity(store, passwords, directory, now_utc())
+            made = await self._insist(lambda: ensure_first_identity(store, passwords, directory, now_utc()))
         except OSError as error:
             message = f"the login for adapters cannot be written to {directory}: {error.strerror}"
             raise StartFailed(message, EXIT_UNAVAILABLE) from error
         if made is not None:
             logger.info("identity for adapters made", extra={"file": str(made)})
-        elif not await store.read(lambda transaction: transaction.list_identities()):
+        elif not await self._insist(lambda: store.read(lambda transaction: transaction.list_identities())):
             logger.warning("no adapter can log in: every identity was removed; see: kamado identity add --help")
 
     async def _open_connections(self, stack: contextlib.AsyncExitStack) -> DeviceConnectionService | None:
@@ -783,19 +823,25 @@ class Process:
         lines += [f"  {where:<{width}}  {what}" for where, what in rows if where]
         lines += [
             f"Management API: {self._access}.",
-            "Next, in a second terminal:",
-            *(f"  {line}" for line in await self._suggestions(store)),
+            *await self._suggestions(store),
             "Ctrl-C stops it.",
         ]
         print("\n".join(lines), flush=True)
 
     async def _suggestions(self, store: Store) -> list[str]:
+        try:
+            has_operators = await store.lookups.has_operators()
+            has_tenant = await store.lookups.find_tenant("DEFAULT_TENANT") is not None
+        except Unavailable:
+            return []  # everything runs, and nobody needs these
         url = self._addresses.get("http") or self._addresses["https"]
-        curl = "curl -i -u NAME" if await store.lookups.has_operators() else "curl -i"
-        ask = f"{self._command} ask tenant"
-        if await store.lookups.find_tenant("DEFAULT_TENANT") is not None:
-            return [f"{curl} {url}/v1/tenants/DEFAULT_TENANT", f"{ask} DEFAULT_TENANT{self._options_to_ask()}"]
-        return [f"{curl} -X POST {url}/v1/tenants/my-tenant", f"{ask} my-tenant{self._options_to_ask()}"]
+        curl = "curl -i -u NAME" if has_operators else "curl -i"
+        request, tenant_id = ("", "DEFAULT_TENANT") if has_tenant else (" -X POST", "my-tenant")
+        return [
+            "Next, in a second terminal:",
+            f"  {curl}{request} {url}/v1/tenants/{tenant_id}",
+            f"  {self._command} ask tenant {tenant_id}{self._options_to_ask()}",
+        ]
 
     def _options_to_ask(self) -> str:
         """The options of this run for `ask`, which needs to know the port that was chosen where 0 is configured."""
@@ -831,9 +877,11 @@ class Process:
         """Load what `startup.load` names, while there is no tenant at all."""
         paths = self._config.startup.load
         end = time.monotonic() + self._config.startup.deadline
-        while paths and not await store.read(lambda transaction: transaction.has_tenants()):
+        while paths:
             try:
-                await self._load(paths, store, passwords, rules)
+                if not await store.read(lambda transaction: transaction.has_tenants()):
+                    await self._load(paths, store, passwords, rules)
+                return
             except Unavailable:
                 # Perhaps another start is at it: what it loads is kept for it until it is done.
                 if time.monotonic() + LOAD_PAUSE > end:

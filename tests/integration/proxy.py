@@ -73,6 +73,8 @@ class Proxy:
         self.refuses_then = False
         """Whether `cut_before` and `cut_after` are followed by `refuse`."""
         self.is_refusing = False
+        self.refused = 0
+        """Connections that were."""
         self.replace: tuple[bytes, bytes] | None = None
         """What servers say, and what clients hear instead."""
         self._links: dict[_Link, asyncio.Task[None]] = {}
@@ -105,6 +107,7 @@ class Proxy:
 
     async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         if self.is_refusing:
+            self.refused += 1
             client.transport.abort()
             return
         try:

@@ -1,9 +1,10 @@
 """PostgreSQL when things go wrong, as operators and adapters meet it: the real process (configuration 3.2)."""
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.integration.adapter import Adapter
 from tests.integration.proxy import Proxy
 from tests.integration.registry import Registry, poll
 from tests.postgresql import PostgresqlServer
+
+from kamado.storage import migrate
 
 UNAVAILABLE = 69
 TENANT = "acme"
@@ -175,6 +178,38 @@ def test_a_database_that_comes_up_in_time_is_used(server: PostgresqlServer, tmp_
     with running(tmp_path, url) as caller:
         assert caller.look_up() == 200
     starting.join()
+
+
+def interrupt(proxy: Proxy, asked: Sequence[bytes]) -> None:
+    """Take the database away whenever the next one of these is asked, each time until that has been noticed."""
+    for statement in asked:
+        proxy.refused = 0
+        proxy.cut_before, proxy.refuses_then = statement, True
+        proxy.accept()
+        poll(lambda: proxy.refused > 2, what=f"{statement!r} is asked, and the database not reached")
+    proxy.accept()
+
+
+def test_a_database_that_goes_away_in_the_middle_of_the_start_is_waited_for(
+    server: PostgresqlServer, tmp_path: Path
+) -> None:
+    (tmp_path / "tenants.json").write_text(json.dumps([{"tenant-id": TENANT}]))
+    url = server.create_database()
+    asyncio.run(migrate(url))
+    settings = {"startup.load": str(tmp_path / "tenants.json"), "startup.deadline": "110s", "log.format": "text"}
+    statements = (
+        *(b"FROM schema_version", b"FROM unfinished_copies", b"FROM operators", b"FROM milestones"),
+        *(b"INSERT INTO identities", b"FROM tenants LIMIT 1", b"INSERT INTO tenants"),
+        # For the start-up lines, which can do without.
+        b"coalesce((SELECT tenant_id FROM tenants",
+    )
+    with Proxy(server.port) as proxy, ThreadPoolExecutor(1) as pool:
+        interrupted = pool.submit(interrupt, proxy, statements)
+        with Registry(tmp_path, settings, url=proxy.through(url)) as registry:
+            interrupted.result()
+            assert "is ready." in registry.log.read_text()
+            poll(lambda: registry.request("GET", f"/v1/tenants/{TENANT}").status == 200, what="recovery")
+            assert registry.credentials_file.exists()
 
 
 # While it runs

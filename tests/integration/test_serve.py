@@ -260,6 +260,12 @@ def test_data_of_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> N
     assert registry.request("GET", f"/v1/tenants/{other}").status == 200
 
 
+def test_data_without_a_tenant_is_loaded_once(new_registry: NewRegistry, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("[]")
+    registry = new_registry({"startup.load": str(tmp_path / "t.json")})
+    assert registry.log.read_text().count("data loaded") == 1
+
+
 def test_wrong_data_stops_the_first_start(new_registry: NewRegistry, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('[{"tenant-id": "a b"}]')
     registry = new_registry({"startup.load": str(tmp_path / "t.json")}, start=False)

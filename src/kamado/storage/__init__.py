@@ -40,31 +40,21 @@ async def open_store(url: str, settings: StoreSettings | None = None) -> Store:
     """
     settings = settings or StoreSettings()
     # Imported here, so that this package's own modules may import from it while it is being imported.
-    store: Store
     if _is_postgresql(url):
         from kamado.storage.postgresql import open_postgresql
 
-        store = await open_postgresql(url, settings)
-    else:
-        path = _sqlite_path(url)
-        from kamado.storage.sqlite import open_sqlite
+        return await open_postgresql(url, settings)
+    path = _sqlite_path(url)
+    from kamado.storage.sqlite import open_sqlite
 
-        store = await open_sqlite(path, settings)
-    if not settings.may_be_unfinished:
-        try:
-            await _check_finished(url, store)
-        except BaseException:
-            await store.close()
-            raise
+    store = await open_sqlite(path, settings)
+    try:
+        if not settings.may_be_unfinished and await store.read(lambda transaction: transaction.find_copy()) is not None:
+            raise UnfinishedCopy(url)
+    except BaseException:
+        await store.close()
+        raise
     return store
-
-
-async def _check_finished(url: str, store: Store) -> None:
-    if await store.read(lambda transaction: transaction.find_copy()) is not None:
-        raise UnfinishedCopy(
-            f"{shown_url(url)} is an unfinished copy of another database: finish it by the same kamado copy, or begin "
-            "with an empty one"
-        )
 
 
 async def open_connections(url: str, settings: StoreSettings | None = None) -> Connections:

@@ -36,6 +36,7 @@ from kamado.storage.sql import (
     SqlLookups,
     StorageError,
     StoreSettings,
+    UnfinishedCopy,
     Value,
 )
 from kamado.storage.together import DirectSession, StatementSession, StepSession
@@ -219,21 +220,15 @@ class _SchemaSession(DirectSession):
 
 
 async def _make_schema(
-    database: Database,
-    migrations: tuple[Migration, ...],
-    *,
-    may_migrate: bool,
-    must_write: bool,
-    patience: float | None = None,
+    database: Database, settings: StoreSettings, migrations: tuple[Migration, ...], patience: float
 ) -> tuple[int, int]:
-    """Look at the schema, make what is missing, and look at the rights.
+    """Look at the schema, make what is missing, and see that it can be used.
 
     Args:
         database: It.
+        settings: What may be made, and which rights the role needs.
         migrations: All of them.
-        may_migrate: Whether something may be made.
-        must_write: Whether the role needs all rights.
-        patience: Seconds for connecting; `storage.acquire_timeout` if omitted.
+        patience: Seconds for connecting.
 
     Returns:
         Its version before and after.
@@ -247,12 +242,14 @@ async def _make_schema(
         session = _SchemaSession(connection)
         before = after = await find_version(session, database.name, migrations)
         if before < migrations[-1].number:
-            if not may_migrate:
+            if not settings.auto_migrate:
                 raise OlderSchema(database.name, before, migrations[-1].number)
             await apply_migrations(session, database.name, migrations, datetime.now(UTC))
             after = migrations[-1].number
-        if must_write:
+        if settings.must_write:
             await _check_rights(connection, database.name, migrations)
+        if not settings.may_be_unfinished and await connection.fetchval(HAS_COPY):
+            raise UnfinishedCopy(database.name)
         return before, after
     finally:
         connection.terminate()
@@ -293,7 +290,6 @@ async def _open_schema(
     settings: StoreSettings,
     migrations: tuple[Migration, ...],
     *,
-    may_migrate: bool,
     then: Callable[[], Awaitable[None]] | None = None,
 ) -> tuple[int, int]:
     """Make the schema, and what has to follow, as soon as the database can be reached."""
@@ -302,9 +298,7 @@ async def _open_schema(
     patience = settings.acquire_timeout
     while True:
         try:
-            versions = await _make_schema(
-                database, migrations, may_migrate=may_migrate, must_write=settings.must_write, patience=patience
-            )
+            versions = await _make_schema(database, settings, migrations, patience)
             if then is not None:
                 await then()
             return versions
@@ -363,7 +357,7 @@ async def open_postgresql(
             settings.read_url, settings, min_size=1, max_size=LOOK_UPS_AT_ONCE, is_written=False, primary=database
         )
     migrations = load_migrations("postgresql") if migrations is None else migrations
-    await _open_schema(database, settings, migrations, may_migrate=settings.auto_migrate, then=database.open)
+    await _open_schema(database, settings, migrations, then=database.open)
     if replica is not None:
         await replica.open_when_possible()
     return PostgresqlStore(database, replica, settings)
@@ -382,4 +376,4 @@ async def migrate_postgresql(
     """Create or upgrade the schema; see `migrate`."""
     database = Database(url, settings, min_size=1, max_size=1)
     migrations = load_migrations("postgresql") if migrations is None else migrations
-    return await _open_schema(database, settings, migrations, may_migrate=True)
+    return await _open_schema(database, replace(settings, auto_migrate=True, may_be_unfinished=True), migrations)

@@ -100,7 +100,17 @@ class OlderSchema(StorageError):
 
 
 class UnfinishedCopy(StorageError):
-    """The database is being made a copy of another one, and not complete."""
+    """The database is being made a copy of another one, and not complete.
+
+    Args:
+        database: What to call it.
+    """
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            f"{database} is an unfinished copy of another database: finish it by the same kamado copy, or begin with "
+            "an empty one"
+        )
 
 
 ObserveCommit = Callable[[int, int, int, float], None]
