@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.integration.registry import Registry
+from tests.integration.registry import PATIENCE, Registry
 
 __all__ = ["PROJECT", "Example", "Step", "assert_shown", "read_steps"]
 
@@ -82,6 +82,9 @@ class Example:
             password = urlsplit(url).password
             assert password
             self.database = url.replace(password, "***")
+            self._environment |= {
+                f"KAMADO_{name.upper().replace('.', '__')}": value for name, value in PATIENCE.items()
+            }
             self._environment |= {"KAMADO_STORAGE__URL": url, "KAMADO_AUTH__FIRST_LOGIN_DIR": f"{directory}/var/guide"}
         shutil.copytree(PROJECT / "examples", directory / "examples")
         self._exports = ""

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from tests.databases import query
 from tests.integration.certificates import TlsFiles, tls_files
 
-__all__ = ["Registry", "Response", "kamado", "new_id", "poll", "send_request"]
+__all__ = ["PATIENCE", "Registry", "Response", "kamado", "new_id", "poll", "send_request"]
 
 T = TypeVar("T")
 JsonObject = dict[str, object]
@@ -36,7 +36,7 @@ START_DEADLINE = 120.0
 """Seconds; generous, since the machine may be busy with other tests."""
 STOP_DEADLINE = 60.0
 COMMAND_DEADLINE = 120.0
-_PATIENCE = {"storage.acquire_timeout": "20s", "storage.statement_timeout": "20s"}
+PATIENCE = {"storage.acquire_timeout": "20s", "storage.statement_timeout": "20s"}
 """With PostgreSQL; what is so slow that it is refused is the business of a few tests, which set both."""
 
 
@@ -222,7 +222,7 @@ class Registry:
                 }
             self.settings["amqp.tls.client_ca_file"] = str(files.client_ca_file)
         if url is not None and not url.startswith("sqlite:"):
-            self.settings |= {"auth.first_login_dir": str(self.data_dir)} | _PATIENCE
+            self.settings |= {"auth.first_login_dir": str(self.data_dir)} | PATIENCE
         self.settings = dict(settings or {}) if only_settings else self.settings | dict(settings or {})
         self.arguments = list(arguments)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KAMADO_")}
