@@ -83,7 +83,7 @@ class _ReplicaLookUps(StatementSession):
         self._replica = replica
         self._database = database
 
-    async def _ask(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
+    async def ask(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
         if statement not in NOT_FOR_REPLICAS:
             try:
                 found = await self._replica.ask(statement, rows)

@@ -26,7 +26,6 @@ __all__ = [
     "PASSING",
     "PROBE_INTERVALS",
     "RUN",
-    "SLOW",
     "Cause",
     "Connection",
     "Database",
@@ -73,13 +72,16 @@ _PLAN_LIFETIME: Final = 5.0
 GRACE: Final = 1.0
 """Seconds by which we wait longer than the database itself does."""
 _AWAY: Final = "the database cannot be reached"
-SLOW: Final = "the database took too long"
+_SLOW: Final = "the database took too long"
 
 
 class Cause(Enum):
     """What is behind an error of the driver."""
 
     LOST = "the connection"
+    SILENT = "the connection, of which nothing came in time"
+    SLOW = "a statement that took too long"
+    LOCKED = "a lock that somebody else has"
     CLASH = "something that goes on side by side"
     PART = "what a statement was given, perhaps by one of many"
     OTHER = "the state of the database"
@@ -88,9 +90,6 @@ class Cause(Enum):
 _CLASHES: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
-    # Long before a statement has had its time: what waits for a lock is told from a database that is slow, and a
-    # deadlock is undone, which the database itself notices no sooner than after a second.
-    asyncpg.LockNotAvailableError,
     # Whatever a use case relies on is there when it looks; if not at the end, somebody else was faster.
     asyncpg.ForeignKeyViolationError,
     asyncpg.UniqueViolationError,
@@ -113,15 +112,16 @@ _LOSSES: Final = (
 PASSING: Final = (
     *_LOSSES,
     *_CLASHES,
+    asyncpg.LockNotAvailableError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
 )
 """What may be over in a moment, and so is waited for at the start."""
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 _MESSAGES: Final = (
-    (asyncpg.QueryCanceledError, SLOW),
+    (asyncpg.QueryCanceledError, _SLOW),
     (asyncpg.LockNotAvailableError, "somebody else keeps what is asked for locked"),
-    (TimeoutError, SLOW),
+    (TimeoutError, _SLOW),
     (asyncpg.DiskFullError, "the database cannot grow: the disk is full"),
     (asyncpg.TooManyConnectionsError, "the database has no connection to spare"),
     (asyncpg.ReadOnlySQLTransactionError, "the database is read only"),
@@ -139,13 +139,22 @@ _PARTS: Final = (
 )
 
 
+_CAUSES: Final = (
+    (asyncpg.QueryCanceledError, Cause.SLOW),
+    # Long before a statement has had its time: what waits for a lock is told from a database that is slow, and a
+    # deadlock is undone, which the database itself notices no sooner than after a second.
+    (asyncpg.LockNotAvailableError, Cause.LOCKED),
+    (_CLASHES, Cause.CLASH),
+    (_PARTS, Cause.PART),
+    (TimeoutError, Cause.SILENT),
+    (_LOSSES, Cause.LOST),
+)
+
+
 def _cause_of(error: BaseException) -> Cause:
     if isinstance(error, asyncpg.ClientConfigurationError):
         return Cause.OTHER  # for the driver one of those that the connection is lost with
-    for kinds, cause in ((_CLASHES, Cause.CLASH), (_PARTS, Cause.PART), (_LOSSES, Cause.LOST)):
-        if isinstance(error, kinds):
-            return cause
-    return Cause.OTHER
+    return next((cause for kinds, cause in _CAUSES if isinstance(error, kinds)), Cause.OTHER)
 
 
 def _say(error: BaseException) -> str:
@@ -187,7 +196,6 @@ class Failed(Unavailable):
     def __init__(self, error: BaseException) -> None:
         super().__init__(_say(error))
         self.cause = _cause_of(error)
-        self.is_locked = isinstance(error, asyncpg.LockNotAvailableError)
 
 
 def _give_up(task: "asyncio.Task[asyncpg.Connection[asyncpg.Record]]") -> None:
@@ -436,7 +444,7 @@ class Database:
             connection = await self._acquire(self._pool)
         except DRIVER_ERRORS as error:
             failed = self.failed(error)
-            if failed.cause is Cause.LOST:
+            if failed.cause in (Cause.LOST, Cause.SILENT):
                 self.watch()
             raise failed from error
         try:
@@ -446,13 +454,13 @@ class Database:
             yield connection
         except DRIVER_ERRORS as error:
             failed = self.failed(error)
-            if isinstance(error, asyncpg.QueryCanceledError):
+            if failed.cause is Cause.SLOW:
                 self._slow_plans = time.monotonic()
-            if failed.cause is Cause.LOST:
+            if failed.cause in (Cause.LOST, Cause.SILENT):
                 # Others that lie idle have probably gone the same way.
                 _drop(connection)
                 await self._pool.expire_connections()
-                if isinstance(error, TimeoutError):
+                if failed.cause is Cause.SILENT:
                     # Nothing comes back: perhaps nothing goes through.
                     self.watch()
             raise failed from error
@@ -474,7 +482,7 @@ class Database:
                 await asyncio.sleep(_SPARE_PAUSE)
             except DRIVER_ERRORS as error:
                 # One that was cut while it was made says nothing about the database.
-                if was_lost or isinstance(error, TimeoutError) or _cause_of(error) is not Cause.LOST:
+                if was_lost or _cause_of(error) is not Cause.LOST:
                     raise
                 was_lost = True
 
@@ -490,7 +498,7 @@ class Database:
     def failed(self, error: BaseException) -> Failed:
         """Log a failure of the driver and put it in our words."""
         name, now = type(error).__name__, time.monotonic()
-        is_told = isinstance(error, _OtherDatabaseError) or _cause_of(error) is Cause.CLASH
+        is_told = isinstance(error, _OtherDatabaseError) or _cause_of(error) in (Cause.CLASH, Cause.LOCKED)
         if not is_told and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
             self._logged = name, now
             _log.error(self._events.failed, extra={"database": self.name, "error": f"{name}: {error}"})

@@ -24,7 +24,6 @@ from kamado.storage.postgresql_database import (
     GRACE,
     PROBE_INTERVALS,
     RUN,
-    SLOW,
     Cause,
     Connection,
     Database,
@@ -118,9 +117,6 @@ class LookUps(StatementSession):
         self._lanes = _Lanes(self._serve, LOOK_UPS_AT_ONCE)
         self._loop = asyncio.get_running_loop()
 
-    async def _ask(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
-        return await self.ask(statement, rows)
-
     async def ask(self, statement: str, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Row]]:
         """Run a look-up with its one set of parameters."""
         (parameters,) = rows
@@ -176,7 +172,7 @@ class LookUps(StatementSession):
         try:
             return await self._read_once(statement, parameters)
         except Failed as error:
-            if error.cause is not Cause.LOST or str(error) == SLOW:
+            if error.cause is not Cause.LOST:
                 raise
         # A connection that was cut says nothing about the database, and to read again is safe.
         return await self._read_once(statement, parameters)
@@ -416,14 +412,14 @@ class Transactions:
                 outcomes = await self._try(jobs, hunt.wait, asked)
                 break
             except Failed as error:
-                if error.is_locked:
+                if error.cause is Cause.LOCKED:
                     return await self._part(jobs, asked, hunt)
                 if error.cause in (Cause.CLASH, Cause.PART) and len(jobs) > 1:
                     half = len(jobs) // 2
                     return await self._run_group(jobs[:half], hunt) + await self._run_group(jobs[half:], hunt)
                 may_help = error.cause is Cause.CLASH or (
                     # Nothing was committed, and a connection that was cut says nothing about the database.
-                    error.cause is Cause.LOST and str(error) != SLOW and tries == 1
+                    error.cause is Cause.LOST and tries == 1
                 )
                 if not may_help or tries == _MAX_TRIES:
                     return _fail_all(jobs, error)
@@ -500,7 +496,7 @@ class Transactions:
                     mark.is_committing = self._writes
                     await connection.execute("COMMIT")
         except Failed as error:
-            if not mark.is_committing or error.cause is not Cause.LOST:
+            if not mark.is_committing or error.cause not in (Cause.LOST, Cause.SILENT):
                 raise
             is_committed = await self._find_outcome(mark)
             if is_committed is None:

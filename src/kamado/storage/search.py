@@ -30,6 +30,7 @@ from kamado.search import (
     value_key,
 )
 from kamado.storage.sql import (
+    COUNT_DEVICES,
     INSERT_DEVICE_MEMBER,
     INSERT_RANGE,
     INSERT_TENANT_MEMBER,
@@ -54,7 +55,6 @@ COUNT_TENANTS = "SELECT count(*) FROM tenants"
 COUNT_ALL = """SELECT (SELECT count(*) FROM tenants),
  (SELECT CAST(coalesce(sum(devices), 0) AS BIGINT) FROM tenant_usage
   WHERE tenant_id IN (SELECT tenant_id FROM tenants))"""
-COUNT_DEVICES = "SELECT devices FROM tenant_usage WHERE tenant_id = ?1"
 FETCH_TENANTS = "SELECT tenant_id, document FROM tenants WHERE tenant_id = ANY(?1)"
 FETCH_DEVICES = """
 SELECT device_id, created, updated, auto_provisioned, notification_sent, document

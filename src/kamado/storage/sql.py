@@ -133,7 +133,7 @@ class StoreSettings:
     max_group_time: float = 0.05
     """Seconds after which a group takes no further write before its commit."""
     observe: ObserveCommit = lambda *_: None
-    """Called from a thread of the store's own."""
+    """Called from a thread of the store's own on SQLite, from the event loop on PostgreSQL."""
     search_workers: int = 2
     """Searches that run side by side."""
     max_waiting_searches: int = 64

@@ -51,36 +51,37 @@ def is_write(statement: str) -> bool:
 class StatementSession:
     """`sql.Session` over something that takes statements; a subclass says what."""
 
-    async def _ask(self, statement: str, rows: Sequence[Parameters]) -> Sequence[Sequence[Row]]:
+    async def ask(self, statement: str, rows: Sequence[Parameters]) -> Sequence[Sequence[Row]]:
+        """Run a statement for each set of parameters; see `Execute`."""
         raise AssertionError("a subclass says")
 
     async def one(self, statement: str, *parameters: Value) -> Row | None:
-        (found,) = await self._ask(statement, (parameters,))
+        (found,) = await self.ask(statement, (parameters,))
         return found[0] if found else None
 
     async def all(self, statement: str, *parameters: Value) -> list[Row]:
-        (found,) = await self._ask(statement, (parameters,))
+        (found,) = await self.ask(statement, (parameters,))
         return list(found)
 
     async def run(self, statement: str, *parameters: Value) -> int:
-        (changed,) = await self._ask(statement, (parameters,))
+        (changed,) = await self.ask(statement, (parameters,))
         return len(changed)
 
     async def many(self, statement: str, rows: Sequence[Parameters]) -> None:
         if rows:
-            await self._ask(statement, rows)
+            await self.ask(statement, rows)
 
     async def each(self, statement: str, rows: Sequence[Parameters]) -> list[Row | None]:
         if not rows:
             return []
-        return [found[0] if found else None for found in await self._ask(statement, rows)]
+        return [found[0] if found else None for found in await self.ask(statement, rows)]
 
     async def combine(self, function: Combined[A, R], argument: A) -> R:
         (result,) = await function(self, (argument,))
         return result
 
     async def lock(self, name: str) -> None:
-        await self._ask(LOCK_NAME, ((name,),))
+        await self.ask(LOCK_NAME, ((name,),))
 
     def array(self, values: Sequence[str]) -> Value:
         return join(values)
@@ -99,7 +100,7 @@ class DirectSession(StatementSession):
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
 
-    async def _ask(self, statement: str, rows: Sequence[Parameters]) -> Sequence[Sequence[Row]]:
+    async def ask(self, statement: str, rows: Sequence[Parameters]) -> Sequence[Sequence[Row]]:
         return await self._execute(statement, rows)
 
 
@@ -118,7 +119,7 @@ def _wait_for(request: _Request) -> Generator[_Request, Any, Any]:
 class StepSession(StatementSession):
     """The session of use cases under `run_together`. It keeps nothing, so one serves all."""
 
-    async def _ask(self, statement: str, rows: Sequence[Parameters]) -> Sequence[Sequence[Row]]:
+    async def ask(self, statement: str, rows: Sequence[Parameters]) -> Sequence[Sequence[Row]]:
         return cast(Sequence[Sequence[Row]], await _wait_for(_Request(statement, rows)))
 
     async def combine(self, function: Combined[A, R], argument: A) -> R:
