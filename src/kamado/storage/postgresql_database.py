@@ -22,21 +22,20 @@ from kamado.storage.sql import StorageError, StoreSettings
 
 __all__ = [
     "DRIVER_ERRORS",
-    "GRACE",
+    "FIND_MARK",
     "PASSING",
-    "PROBE_INTERVALS",
-    "RUN",
     "Cause",
     "Connection",
     "Database",
     "Failed",
+    "Mark",
 ]
 
 _log = logging.getLogger(__name__)
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
-RUN: Final = "kamado.run"
+_RUN: Final = "kamado.run"
 _FIND_RUN: Final = "concat(pg_postmaster_start_time(), ' ', (SELECT stats_reset FROM pg_stat_bgwriter))"
 """Tells one run of a server from the next: it is another after each crash, with which the statistics go. A setting of
 each connection, since none outlives a run."""
@@ -56,7 +55,7 @@ _SETTINGS: Final = {
 }
 _UNLIMITED: Final = {"idle_session_timeout": 14, "transaction_timeout": 17}
 """What has no limit, and the version that knows of it."""
-PROBE_INTERVALS: Final = (0.1, 0.2, 0.5)
+_PROBE_INTERVALS: Final = (0.1, 0.2, 0.5)
 """Seconds between two tries to reach a database that is away; the last one for all that follow."""
 _NEXT_HOST: Final = 0.25
 """Seconds after which the next of several hosts is tried, too."""
@@ -66,10 +65,12 @@ _FIND_IDENTITY: Final = """
 SELECT concat(system_identifier, '/', (SELECT oid FROM pg_database WHERE datname = current_database()))
 FROM pg_control_system()"""
 """Tells one database from all others, and is the same on its physical replicas, also once one was promoted."""
+_STATUS_TIME: Final = 3.0
+"""Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
 _LOG_INTERVAL: Final = 1.0
 _PLAN_LIFETIME: Final = 5.0
 """Seconds after which a connection has its statements planned anew, which takes some milliseconds for all of them."""
-GRACE: Final = 1.0
+_GRACE: Final = 1.0
 """Seconds by which we wait longer than the database itself does."""
 _AWAY: Final = "the database cannot be reached"
 _SLOW: Final = "the database took too long"
@@ -223,6 +224,21 @@ def _target(hosts: int, *, is_written: bool) -> str:
     return "read-write" if hosts > 1 else "primary"
 
 
+class Mark(NamedTuple):
+    """How a transaction is found again: its number, and the history of the database and the run of the server that this
+    belongs to."""
+
+    number: int
+    timeline: str
+    run: str | None
+
+
+_TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+FIND_MARK: Final = f"SELECT txid_current(), {_TIMELINE}, current_setting('{_RUN}', true)"
+"""Asks for the `Mark` of a transaction that writes; more columns may follow."""
+_FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, current_setting('{_RUN}', true), txid_status($1)"
+
+
 class _PooledConnection(asyncpg.Connection):
     """Knows when it has had its statements planned."""
 
@@ -355,7 +371,7 @@ class Database:
             settings["application_name"] = self._application_name
         names = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(settings)))
         words = [word for pair in settings.items() for word in pair]
-        await connection.fetch(f"SELECT {names}, set_config('{RUN}', {_FIND_RUN}, false)", *words)
+        await connection.fetch(f"SELECT {names}, set_config('{_RUN}', {_FIND_RUN}, false)", *words)
         if self._primary is not None or self._replica is not None:
             await self._identify(connection)
 
@@ -406,7 +422,7 @@ class Database:
                 max_size=self._max_size,
                 max_queries=2**31,
                 timeout=self._settings.acquire_timeout,
-                command_timeout=self._settings.statement_timeout + GRACE,
+                command_timeout=self._settings.statement_timeout + _GRACE,
                 statement_cache_size=512,
                 max_cached_statement_lifetime=0,
                 init=self._prepare,
@@ -490,8 +506,8 @@ class Database:
         assert self._pool is not None, "the connection came from there"
         try:
             if not connection.is_closed() and connection.is_in_transaction():
-                await connection.execute("ROLLBACK", timeout=GRACE)
-            await self._pool.release(connection, timeout=GRACE)
+                await connection.execute("ROLLBACK", timeout=_GRACE)
+            await self._pool.release(connection, timeout=_GRACE)
         except DRIVER_ERRORS:
             _drop(connection)
 
@@ -514,7 +530,7 @@ class Database:
         tries = 0
         try:
             while not await self._is_back():
-                await asyncio.sleep(PROBE_INTERVALS[min(tries, len(PROBE_INTERVALS) - 1)])
+                await asyncio.sleep(_PROBE_INTERVALS[min(tries, len(_PROBE_INTERVALS) - 1)])
                 tries += 1
             _log.warning(self._events.back, extra={"database": self.name})
         finally:
@@ -538,6 +554,39 @@ class Database:
             return False
         return True
 
+    async def find_outcome(self, mark: Mark) -> bool | None:
+        """Ask whether a transaction was committed; `None` if that cannot be said (soon).
+
+        Args:
+            mark: Of a transaction whose connection was lost in the commit.
+        """
+        end = time.monotonic() + _STATUS_TIME
+        while time.monotonic() < end:
+            try:
+                connection = await self.connect()
+                try:
+                    row = await connection.fetchrow(_FIND_OUTCOME, mark.number, timeout=_GRACE)
+                finally:
+                    connection.terminate()
+            except asyncpg.InvalidParameterValueError:
+                # A number that is still to come: the server has crashed before anything of the transaction was on disk.
+                return False
+            except DRIVER_ERRORS:
+                self.watch()
+            else:
+                assert row is not None
+                timeline, run, status = row
+                if timeline != mark.timeline or status is None:
+                    # Another server has taken over: it may have got this transaction or not, and has its own numbers.
+                    return None
+                if status == "aborted":
+                    return False
+                if status == "committed":
+                    # After a crash, numbers of which nothing was on disk are given again: it may be another one.
+                    return True if run is not None and run == mark.run else None
+            await asyncio.sleep(_PROBE_INTERVALS[0])
+        return None
+
     async def close(self) -> None:
         """Close all connections."""
         self._is_closed = True
@@ -546,7 +595,7 @@ class Database:
             await asyncio.wait([self._probe])
         if self._pool is not None:
             try:
-                async with asyncio.timeout(GRACE):
+                async with asyncio.timeout(_GRACE):
                     await self._pool.close()
             except (TimeoutError, *DRIVER_ERRORS):
                 self._pool.terminate()

@@ -20,14 +20,12 @@ import asyncpg
 
 from kamado.errors import OutcomeUnknown, Unavailable
 from kamado.storage.postgresql_database import (
-    DRIVER_ERRORS,
-    GRACE,
-    PROBE_INTERVALS,
-    RUN,
+    FIND_MARK,
     Cause,
     Connection,
     Database,
     Failed,
+    Mark,
 )
 from kamado.storage.postgresql_statements import Executor
 from kamado.storage.records import COPY_LOCK, HAS_COPY, UNFINISHED
@@ -59,8 +57,6 @@ _MAX_VAIN: Final = 32
 """Locks waited for in vain, after which it is not looked for any further who wants them."""
 _LOCKED: Final = "somebody else keeps what is asked for locked"
 _GIVEN_UP: Final = "nobody waits for it any more"
-_STATUS_TIME: Final = 3.0
-"""Seconds in which the outcome of a commit can be asked for, once its connection was lost."""
 
 
 class _Lanes:
@@ -190,17 +186,6 @@ class LookUps(StatementSession):
 
 
 @dataclass(slots=True)
-class _Mark:
-    """How a transaction is found again: its number, and the history of the database and the run of the server that this
-    belongs to."""
-
-    number: int = 0
-    timeline: str = ""
-    run: str | None = None
-    is_committing: bool = False
-
-
-@dataclass(slots=True)
 class _Hunt:
     """The transactions that become of one because something is locked."""
 
@@ -258,7 +243,7 @@ class Transactions:
         self._transaction = transaction
         self._settings = settings
         self._begin = f"{begin}; {_SHARE_COPY_LOCK}" if is_guarded else begin
-        self._find_mark = f"{_FIND_MARK}, ({HAS_COPY})" if is_guarded else f"{_FIND_MARK}, false"
+        self._find_mark = f"{FIND_MARK}, ({HAS_COPY})" if is_guarded else f"{FIND_MARK}, false"
         self._writes = writes
         self._turns = Turns()
         self._lanes = _Lanes(self._serve, at_once)
@@ -468,7 +453,8 @@ class Transactions:
             OutcomeUnknown: The connection was lost in the commit, and nobody can say what has become of it.
             Unavailable: Nothing was changed.
         """
-        mark = _Mark()
+        mark: Mark | None = None
+        is_committing = False
         outcomes: list[Outcome[Any]] = []
         try:
             async with self._database.connection() as connection:
@@ -476,7 +462,8 @@ class Transactions:
                 if self._writes:
                     row = await connection.fetchrow(self._find_mark)
                     assert row is not None
-                    mark.number, mark.timeline, mark.run, is_unfinished = row
+                    *marked, is_unfinished = row
+                    mark = Mark(*marked)
                     if is_unfinished:
                         raise Unavailable(UNFINISHED)
                 executor = Executor(connection, may_lock=self._writes)
@@ -493,12 +480,12 @@ class Transactions:
                 if any(map(_is_spoilt, outcomes)):
                     await connection.execute("ROLLBACK")
                 else:
-                    mark.is_committing = self._writes
+                    is_committing = True
                     await connection.execute("COMMIT")
         except Failed as error:
-            if not mark.is_committing or error.cause not in (Cause.LOST, Cause.SILENT):
+            if mark is None or not is_committing or error.cause not in (Cause.LOST, Cause.SILENT):
                 raise
-            is_committed = await self._find_outcome(mark)
+            is_committed = await self._database.find_outcome(mark)
             if is_committed is None:
                 raise OutcomeUnknown(
                     "the database was lost before it said whether the change was made: see, or ask once more"
@@ -515,42 +502,10 @@ class Transactions:
             # What a standby says to a transaction that is to write, and not that it is read only.
             raise asyncpg.ReadOnlySQLTransactionError(str(error)) from error
 
-    async def _find_outcome(self, mark: _Mark) -> bool | None:
-        """Ask the database what has become of a transaction; `None` if it cannot be said (soon)."""
-        end = time.monotonic() + _STATUS_TIME
-        while time.monotonic() < end:
-            try:
-                connection = await self._database.connect()
-                try:
-                    row = await connection.fetchrow(_FIND_OUTCOME, mark.number, timeout=GRACE)
-                finally:
-                    connection.terminate()
-            except asyncpg.InvalidParameterValueError:
-                # A number that is still to come: the server has crashed before anything of the transaction was on disk.
-                return False
-            except DRIVER_ERRORS:
-                self._database.watch()
-            else:
-                assert row is not None
-                timeline, run, status = row
-                if timeline != mark.timeline or status is None:
-                    # Another server has taken over: it may have got this transaction or not, and has its own numbers.
-                    return None
-                if status == "aborted":
-                    return False
-                if status == "committed":
-                    # After a crash, numbers of which nothing was on disk are given again: it may be another one.
-                    return True if run is not None and run == mark.run else None
-            await asyncio.sleep(PROBE_INTERVALS[0])
-        return None
 
-
-_TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
-_FIND_MARK: Final = f"SELECT txid_current(), {_TIMELINE}, current_setting('{RUN}', true)"
 _SHARE_COPY_LOCK: Final = f"SELECT pg_advisory_xact_lock_shared(hashtextextended('{COPY_LOCK}', 0))"
 """Keeps a copy from beginning before the transaction ends, and waits for one that is beginning. A statement of its own,
 so that the next one sees what that has written."""
-_FIND_OUTCOME: Final = f"SELECT {_TIMELINE}, current_setting('{RUN}', true), txid_status($1)"
 
 
 def _parts_of(jobs: list[Job]) -> list[list[Job]]:
