@@ -147,9 +147,7 @@ class Array:
 
 # --- Bytes -> values --------------------------------------------------------------------------------------------------
 
-_U16 = struct.Struct(">H")
 U32 = struct.Struct(">I")
-_u16 = _U16.unpack_from
 u32 = U32.unpack_from
 
 # Deeper nesting than this is an attack on the stack, not a message.

@@ -140,17 +140,13 @@ def _whole(pattern: str) -> str:
 
 # --- Examples ---
 
-# Certificate and key were made for the specification; nothing else uses them.
+# It was made for the specification; nothing else uses it.
 _CERTIFICATE: Final = (
     "MIIBYzCCAQmgAwIBAgIBBzAKBggqhkjOPQQDAjA7MRUwEwYDVQQKDAxFeGFtcGxlIEdtYkgxDzANBgNVBAsMBkxpbmUgNzERMA8GA1UEAwwIcGxh"
     "bnQtY2EwHhcNMjQwMTAxMDAwMDAwWhcNNDQwMTAxMDAwMDAwWjA7MRUwEwYDVQQKDAxFeGFtcGxlIEdtYkgxDzANBgNVBAsMBkxpbmUgNzERMA8G"
     "A1UEAwwIcGxhbnQtY2EwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAR6o/9g68GTZaXxU73IykgYipEtKpN7q5h0SHBi6d1WzOc4ErrHStlx893V"
     "dPyi5V6OP+nwIQiCTPuTMJLBitbjMAoGCCqGSM49BAMCA0gAMEUCIGDjczYmqu/5jmZta50rCn3l2zKMh4YnFk71KzIRJi2bAiEA8l46uGG/bnUv"
     "f5PIzFj7CWGCTXzaXS2HngaA3kaTbLU="
-)
-_PUBLIC_KEY: Final = (
-    "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEeqP/YOvBk2Wl8VO9yMpIGIqRLSqTe6uYdEhwYundVsznOBK6x0rZcfPd1XT8ouVejj/p8CEIgkz7"
-    "kzCSwYrW4w=="
 )
 _VERSION: Final = "6c1f8e2e-0f39-4e5e-8a1b-5b7c3f5d0a11"
 _CREATED: Final = "2031-05-02T08:00:00Z"
