@@ -550,6 +550,48 @@ def test_a_replica_of_which_nobody_may_say_whose_it_is_is_used(
     assert told(caplog) == [("WARNING", "replica used without knowing whose it is")]
 
 
+def test_commits_that_do_not_end_take_a_few_connections_and_no_more() -> None:
+    """PostgreSQL, "Fail-over": writes are refused at once until commits end again, and look-ups go on."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    failed: list[int] = []
+    settings = replace(HASTY, observe=lambda _committed, _refused, lost, _seconds: failed.append(lost))
+    with PostgresqlServer() as own:
+        url = own.create_database()
+
+        def set_standby(value: str) -> None:
+            own.run_sql(f"ALTER SYSTEM SET synchronous_standby_names = {value}")
+            own.run_sql("SELECT pg_reload_conf()")
+
+        async def test(store: PostgresqlStore) -> None:
+            await store.write(lambda tx: tx.insert_tenant(stored_tenant(TENANT)))
+            device_id = await create(store)
+            await asyncio.to_thread(set_standby, "'nobody'")
+
+            async def is_refused() -> bool:
+                outcomes = await outcomes_of(*(create(store) for _ in range(10)))
+                assert all(outcome is None or isinstance(outcome, str | Unavailable) for outcome in outcomes)
+                return all("do not end" in str(outcome) for outcome in outcomes)
+
+            await eventually(is_refused)
+            for _ in range(100):
+                await outcomes_of(*(create(store) for _ in range(10)))
+                assert await has(store, device_id)
+                await asyncio.sleep(0.03)
+            failed.clear()
+            assert await is_refused()
+            assert sum(failed) == 10, "metrics tell"
+            assert 1 <= int(await asyncio.to_thread(own.run_sql, waiting)) <= 3
+            await store.ping()
+            await asyncio.to_thread(set_standby, "DEFAULT")
+
+            async def is_back() -> bool:
+                return bool(await create(store))
+
+            await eventually(is_back)
+
+        with_store(url, test, settings)
+
+
 # Locks, and others that change the same
 
 

@@ -10,6 +10,7 @@ time a lane is free goes to the database as one:
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -40,6 +41,8 @@ from kamado.store import DeviceKey
 
 __all__ = ["BEGIN", "BEGIN_SNAPSHOT", "LOOK_UPS_AT_ONCE", "LookUps", "Transactions"]
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 LOOK_UPS_AT_ONCE: Final = 2
@@ -53,9 +56,12 @@ _MOMENT: Final = 0.01
 _PARTS: Final = 8
 """Into so many a transaction is cut to find who wants what is locked: of a hundred use cases one is found in some
 twenty transactions, and if all of them want it that is not many more transactions than use cases."""
+_LOOK_INTERVAL: Final = 0.3
+"""Seconds after which it is asked again whether commits have ended."""
 _MAX_VAIN: Final = 32
 """Locks waited for in vain, after which it is not looked for any further who wants them."""
 _LOCKED: Final = "somebody else keeps what is asked for locked"
+_UNENDED: Final = "commits do not end: the database waits for a synchronous standby, or for its disk"
 _GIVEN_UP: Final = "nobody waits for it any more"
 
 
@@ -212,6 +218,70 @@ class _Asked:
         return len(self.asking) == 1 or len(set(map(tuple, self.rows))) == 1
 
 
+class _Commits:
+    """Commits that nobody has waited for to their end, while the database is still at them: a synchronous standby is
+    gone, or the disk does not answer. Each keeps a connection of the server, whatever we do."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._unended: dict[int, Mark] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    def check(self) -> None:
+        """Tell at once that another commit would not end either.
+
+        Raises:
+            Unavailable: One has not ended yet.
+        """
+        if self._unended:
+            raise Unavailable(_UNENDED)
+
+    def abandon(self, mark: Mark) -> None:
+        """Say that a commit was not waited for any longer."""
+        self._unended[mark.number] = mark
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        is_told = False
+        try:
+            while self._unended:
+                # What holds up no commit but a connection on which nothing came back is seen at the first look.
+                waits_for = await self._look()
+                if waits_for and not is_told:
+                    is_told = True
+                    _log.error(
+                        "commits do not end, writes are refused until they do",
+                        extra={"database": self._database.name, "waits_for": ", ".join(waits_for)},
+                    )
+                if self._unended:
+                    await asyncio.sleep(_LOOK_INTERVAL)
+            if is_told:
+                _log.warning("commits end again", extra={"database": self._database.name})
+        finally:
+            self._watching = None
+
+    async def _look(self) -> list[str]:
+        """Forget the commits that the database is not at any more; return what it waits for in the others."""
+        numbers = list(self._unended)
+        try:
+            async with self._database.connection() as connection:
+                rows = await connection.fetch(_FIND_COMMITS, [number % 2**32 for number in numbers])
+        except Unavailable:
+            return []
+        there = {row[0] for row in rows}
+        for number in numbers:
+            if number % 2**32 not in there:
+                del self._unended[number]
+        return sorted({row[1] or "?" for row in rows})
+
+    async def close(self) -> None:
+        """Do not wait for them."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+
+
 class Transactions:
     """Runs use cases in transactions; those that may are run together.
 
@@ -246,6 +316,7 @@ class Transactions:
         self._find_mark = f"{FIND_MARK}, ({HAS_COPY})" if is_guarded else f"{FIND_MARK}, false"
         self._writes = writes
         self._turns = Turns()
+        self._commits = _Commits(database)
         self._lanes = _Lanes(self._serve, at_once)
         self._locked_lane = _Lanes(self._serve_locked, 1)
         self._loop = asyncio.get_running_loop()
@@ -260,6 +331,12 @@ class Transactions:
         if self._closed:
             raise Unavailable("the database is closed")
         self._database.check()
+        try:
+            self._commits.check()
+        except Unavailable:
+            # Readiness says nothing of it, since look-ups go on.
+            self._settings.observe(0, 0, 1, 0.0)
+            raise
         if self.waiting >= self._settings.max_waiting_writes:
             what = "writes" if self._writes else "reads"
             raise Unavailable(f"too many {what} are waiting for the database")
@@ -284,6 +361,7 @@ class Transactions:
         while self.waiting:
             await self._lanes.finish()
             await self._locked_lane.finish()
+        await self._commits.close()
 
     async def _serve(self) -> None:
         while (taken := self._turns.take()) is not None:
@@ -329,7 +407,7 @@ class Transactions:
         self._locked_lane.call()
 
     def _refuse(self, jobs: list[Job]) -> None:
-        self._settle([(job, Outcome(error=Unavailable(_LOCKED))) for job in jobs], 0.0)
+        self._settle([(job, Outcome(error=Unavailable(_LOCKED))) for job in jobs], 3 * self._settings.statement_timeout)
 
     async def _run_jobs(self, jobs: list[Job], wait: float | None) -> list[Job]:
         """Run use cases and tell their callers what became of them.
@@ -456,6 +534,7 @@ class Transactions:
         mark: Mark | None = None
         is_committing = False
         outcomes: list[Outcome[Any]] = []
+        self._commits.check()
         try:
             async with self._database.connection() as connection:
                 await self._begin_on(connection, wait)
@@ -485,6 +564,8 @@ class Transactions:
         except Failed as error:
             if mark is None or not is_committing or error.cause not in (Cause.LOST, Cause.SILENT):
                 raise
+            if error.cause is Cause.SILENT:
+                self._commits.abandon(mark)
             is_committed = await self._database.find_outcome(mark)
             if is_committed is None:
                 raise OutcomeUnknown(
@@ -506,6 +587,10 @@ class Transactions:
 _SHARE_COPY_LOCK: Final = f"SELECT pg_advisory_xact_lock_shared(hashtextextended('{COPY_LOCK}', 0))"
 """Keeps a copy from beginning before the transaction ends, and waits for one that is beginning. A statement of its own,
 so that the next one sees what that has written."""
+_FIND_COMMITS: Final = """
+SELECT backend_xid::text::bigint, wait_event FROM pg_stat_activity
+WHERE state = 'active' AND backend_xid::text::bigint = ANY($1::bigint[])"""
+"""A commit that never arrived is not active: its backend waits for a statement, and is ended after a while."""
 
 
 def _parts_of(jobs: list[Job]) -> list[list[Job]]:
