@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from kamado import __version__
+from kamado import __version__, log
 from kamado.errors import BadRequest, RegistryError, Unavailable
 from kamado.operate import credentials_app, device_app, tenant_app
 from kamado.terminal import (
@@ -120,6 +120,8 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+    # What the parts below have to say on the way, such as a database's own words; `serve` has a log of its own.
+    log.configure("text", "warning", {}, sys.stderr)
     try:
         app()
     except RegistryError as error:

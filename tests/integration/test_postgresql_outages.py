@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.integration.adapter import Adapter
 from tests.integration.proxy import Proxy
-from tests.integration.registry import Registry, poll
+from tests.integration.registry import Registry, kamado, poll
 from tests.postgresql import PostgresqlServer
 
 from kamado.storage import migrate
@@ -136,6 +136,9 @@ def test_a_role_that_may_not_write_does_not_start_unless_it_need_not(server: Pos
     said, took = fail_to_start(tmp_path, reader, {"storage.auto_migrate": "false"})
     assert "the role reader has no right to INSERT, UPDATE, DELETE in connection_usage, credential_sets" in said
     assert took < 45
+    command = kamado("operator", "add", "ada", "--set", f"storage.url={reader}", expect_status=UNAVAILABLE)
+    assert "permission denied for table operators" in command.stderr, "the database's own words"
+    assert "reader-s3cret" not in command.stderr
     with running(tmp_path, reader, {"management.read_only": "true"}, data=False) as caller:
         assert caller.look_up() == 200
         assert caller.create("d2") == 403

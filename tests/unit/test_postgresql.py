@@ -159,3 +159,25 @@ def test_a_lock_is_waited_for_no_longer_than_three_statements_may_take(transacti
         return {one[0]: bool(done) for outcome in outcomes for one, done in outcome.items()}
 
     assert not any(asyncio.run(test()).values())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError(), "TimeoutError: no answer in time"),
+        (TimeoutError("in vain"), "TimeoutError: in vain"),
+        (
+            asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+            "InternalClientError: the server has ended the connection",
+        ),
+        (
+            asyncpg.InternalClientError("cannot switch to state 12; another operation (11) is in progress"),
+            "InternalClientError: cannot switch to state 12; another operation (11) is in progress",
+        ),
+    ],
+)
+def test_the_log_says_what_happened_where_the_driver_does_not(
+    error: Exception, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Database("postgresql://db/kamado", StoreSettings(), min_size=1, max_size=1).failed(error)
+    assert [vars(record)["error"] for record in caplog.records] == [words]

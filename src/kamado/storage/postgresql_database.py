@@ -132,6 +132,8 @@ _MESSAGES: Final = (
 )
 
 
+_OVERHEARD: Final = "another operation (2) is in progress"
+"""What the driver says when it has thrown away the server's last words, since nothing had been asked."""
 _PARTS: Final = (
     asyncpg.exceptions.DataError,  # of the database
     asyncpg.DataError,  # of the driver, which is an `InterfaceError`
@@ -164,6 +166,16 @@ def _say(error: BaseException) -> str:
             if isinstance(error, kind):
                 return text
     return "the database cannot be used now"
+
+
+def _words_of(error: BaseException) -> str:
+    """Return what the log says of an error."""
+    text = str(error)
+    if isinstance(error, TimeoutError):
+        text = text or "no answer in time"
+    elif isinstance(error, asyncpg.InternalClientError) and text.endswith(_OVERHEARD):
+        text = "the server has ended the connection"
+    return f"{type(error).__name__}: {text}"
 
 
 class _Events(NamedTuple):
@@ -517,7 +529,7 @@ class Database:
         is_told = isinstance(error, _OtherDatabaseError) or _cause_of(error) in (Cause.CLASH, Cause.LOCKED)
         if not is_told and (self._logged[0] != name or now - self._logged[1] >= _LOG_INTERVAL):
             self._logged = name, now
-            _log.error(self._events.failed, extra={"database": self.name, "error": f"{name}: {error}"})
+            _log.error(self._events.failed, extra={"database": self.name, "error": _words_of(error)})
         return Failed(error)
 
     def watch(self) -> None:
