@@ -738,12 +738,13 @@ class _Writer:
     async def _insert_device(self, planned: PlannedDevice) -> None:
         """Insert a device of which a credentials set is there."""
         device, credentials = self._new_device(planned)
-        await self._transaction.insert_device(device, credentials)
-        await self._record_insertion(planned, device.version, credentials.version)
+        is_new_set = await self._transaction.insert_device(device, credentials)
+        await self._record_insertion(planned, device.version, credentials.version if is_new_set else None)
 
-    async def _record_insertion(self, planned: PlannedDevice, version: str, set_version: str) -> None:
+    async def _record_insertion(self, planned: PlannedDevice, version: str, set_version: str | None) -> None:
         await self._record(ChangeKind.DEVICE, planned.tenant_id, planned.device_id, None, version)
-        await self._record(ChangeKind.CREDENTIALS, planned.tenant_id, planned.device_id, None, set_version)
+        if set_version is not None:
+            await self._record(ChangeKind.CREDENTIALS, planned.tenant_id, planned.device_id, None, set_version)
 
     def _new_device(self, planned: PlannedDevice) -> tuple[StoredDevice, StoredCredentials]:
         device = StoredDevice(
