@@ -332,6 +332,19 @@ async def test_characters_that_are_none_are_told_apart(store: Store) -> None:
 
 
 @with_store
+async def test_texts_are_sorted_beyond_a_nul(store: Store) -> None:
+    """Management 7.3: texts by their code points."""
+    await insert_tenant(store, stored_tenant("t"))
+    texts = {"n1": "x\0b", "n2": "x\0a", "n3": "x", "n4": "x\1"}
+    documents: dict[str, JsonObject] = {one: {"ext": {"a": text}} for one, text in texts.items()}
+    for device_id, document in documents.items():
+        await insert_device(store, stored_device("t", device_id, document))
+    for down in (False, True):
+        query = Query(sorts=(Sort(pointer=("ext", "a"), descending=down),))
+        assert ids(await find(store, "t", query)) == (["n4", "n1", "n2", "n3"] if down else ["n3", "n2", "n1", "n4"])
+
+
+@with_store
 async def test_no_filter_sees_the_devices_of_another_tenant(store: Store) -> None:
     """Whatever the pointer or the value."""
     for tenant in ("t", "other"):

@@ -234,8 +234,12 @@ class _Dialect:
             f"CASE json_type({document}, {path}) WHEN 'integer' THEN 1 WHEN 'real' THEN 1 WHEN 'text' THEN 2 "
             "WHEN 'object' THEN 3 WHEN 'array' THEN 4 WHEN 'false' THEN 5 WHEN 'true' THEN 6 ELSE 0 END"
         )
+        # SQLite's own function takes a NUL for the end of a text.
+        pointer = add(_encode(sort.pointer).decode())
         value = (
-            f"CASE WHEN json_type({document}, {path}) IN ('integer', 'real', 'text') "
+            f"CASE WHEN json_type({document}, {path}) = 'text' AND instr({document}, '\\u0000') "
+            f"THEN kamado_value({document}, {pointer}) "
+            f"WHEN json_type({document}, {path}) IN ('integer', 'real', 'text') "
             f"THEN json_extract({document}, {path}) END"
         )
         return Order("", [rank, value])
