@@ -226,7 +226,7 @@ def _own_options(config: Path | None, assignments: list[str] | None) -> list[str
     words = [] if config is None else ["--config", str(config)]
     for assignment in assignments or ():
         key, _, value = assignment.partition("=")
-        if key.strip() in {"storage.url", "storage.read_url"} and "@" in value:
+        if key.strip() in {"storage.url", "storage.read_url"}:
             assignment = f"{key}={shown_url(value)}"
         words += ["--set", assignment]
     return words
@@ -362,10 +362,16 @@ async def _load_files(config: "Config", files: list[Path], *, replace: bool) -> 
 
 def _read_url(value: str, option: str) -> str:
     """Return a URL, which may stand in a file: it may hold a password, and command lines are visible to others."""
+    from kamado.config import DATABASE_URLS, database_url
+
     url = read_first_line(Path(value[1:])).strip() if value.startswith("@") else value
     if not url:
         raise typer.BadParameter(f"{option}: there is no URL")
-    return url
+    try:
+        return database_url(url, Path.cwd())
+    except ValueError:
+        # Not shown: there may be a password anywhere in it.
+        raise typer.BadParameter(f"{option}: expected {DATABASE_URLS}; / in a password is written %2F") from None
 
 
 @app.command("copy")

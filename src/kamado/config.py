@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 import platformdirs
 
 __all__ = [
+    "DATABASE_URLS",
     "AmqpConfig",
     "AmqpTlsConfig",
     "Config",
@@ -39,6 +40,7 @@ __all__ = [
     "Setting",
     "TlsConfig",
     "TlsError",
+    "database_url",
     "default_config_file",
     "hook_tls_context",
     "is_loopback",
@@ -328,10 +330,22 @@ def _levels(value: object) -> dict[str, str]:
 
 _POSTGRESQL = ("postgresql://", "postgres://")
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
+DATABASE_URLS = (
+    "sqlite:/// and the path of a file, such as sqlite:////var/lib/kamado/kamado.db, or "
+    "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+)
 
 
-def _database_url(value: object, directory: Path) -> str:
-    """Make the path absolute: `sqlite:////var/lib/x.db` is absolute, `sqlite:///x.db` relative."""
+def database_url(value: object, directory: Path) -> str:
+    """Check the URL of a database, and make the path in it absolute.
+
+    Args:
+        value: `sqlite:////var/lib/x.db` is absolute, `sqlite:///x.db` relative.
+        directory: What a relative path starts from.
+
+    Raises:
+        ValueError: It is none of `DATABASE_URLS`.
+    """
     text = _text(value)
     if text.startswith(_POSTGRESQL):
         return _postgresql_url(text)
@@ -346,7 +360,7 @@ def _postgresql_url(value: object) -> str:
     parts = urlsplit(text)
     # Several hosts, each perhaps with a port, are more than the standard library reads.
     hosts = parts.netloc.rpartition("@")[2].split(",")
-    if not text.startswith(_POSTGRESQL) or not parts.path.strip("/") or parts.fragment:
+    if not text.startswith(_POSTGRESQL) or not parts.path.strip("/") or "@" in parts.path or parts.fragment:
         raise ValueError
     # A directory of sockets is no host: postgresql:///registry?host=/run/postgresql.
     if hosts == [""] and "host=" in parts.query:
@@ -768,11 +782,7 @@ class StorageConfig:
 
     url: str = _dynamic(
         _default_database,
-        Kind(
-            expected="sqlite:/// and the path of a file, such as sqlite:////var/lib/kamado/kamado.db, or "
-            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
-            parse=_database_url,
-        ),
+        Kind(expected=DATABASE_URLS, parse=database_url),
         "The database: a SQLite file, or PostgreSQL. Default: `kamado.db` in the user's data directory; the path is in "
         "the start-up lines.",
         secret=True,

@@ -229,7 +229,13 @@ def test_value_of_a_secret_is_not_told(tmp_path: Path) -> None:
     [
         *("memory://", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///a?mode=ro", "sqlite://a.db", "x"),
         *("postgresql://h", "postgresql:///x", "postgresql://h:1:2/x", "postgresql://h:port/x", "postgresql://a,/x"),
-        *("postgresql://h/x#y", "postgresql://h/", "postgresql://h:65536/x"),
+        *(
+            "postgresql://h/x#y",
+            "postgresql://h/",
+            "postgresql://h:65536/x",
+            "postgresql://u:1/p@h/x",
+            "postgresql://[::1/x",
+        ),
     ],
 )
 def test_wrong_databases(tmp_path: Path, url: str) -> None:

@@ -1,8 +1,18 @@
 """URLs of PostgreSQL: libpq, 34.1.1.2 and 34.1.2 of PostgreSQL's documentation."""
 
+import asyncio
+
 import pytest
 
+from kamado.storage import StorageError, open_store, shown_url
 from kamado.storage.postgresql_url import PostgresqlUrl, parse_url
+
+CUT = [
+    *("postgresql://u:pa/ssw0rd@h/d", "postgresql://u:12/ssw0rd@h/d", "postgresql://u:p@a/ssw0rd@h/d"),
+    *("postgresql://u:pa?ssw0rd@h/d", "postgresql://u:pa?s=sw0rd@h/d", "postgresql://u:12?ssw0rd@h/d"),
+    *("postgresql://u:pa#ssw0rd@h/d", "postgresql://u:[ssw0rd@h/d", "postgresql://u:ssw0rd@[::1/d"),
+]
+"""URLs with a character in the password that ends it, as it is not escaped."""
 
 
 def parsed(*hosts: str, **members: object) -> PostgresqlUrl:
@@ -66,9 +76,45 @@ def test_what_is_done_anyway_may_be_asked_for(asked: str) -> None:
         ("service=x", "service is not supported"),
         ("replication=true", "replication is not supported"),
         ("host=a,b&port=1,2,3", "there are not as many ports as hosts"),
-        ("x", "bad query field"),
+        ("host=a&port=b", "a port is a number"),
+        ("x", "an option is written NAME=VALUE"),
     ],
 )
 def test_what_cannot_be_had_is_named(asked: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_url(f"postgresql:///d?{asked}")
+
+
+@pytest.mark.parametrize("url", [*CUT, "postgresql://h:1:2/d", "postgresql://u:p@h:65536/d", "postgresql://a,:5/d"])
+def test_hosts_that_cannot_be_read(url: str) -> None:
+    with pytest.raises(ValueError, match="is written"):
+        parse_url(url)
+
+
+@pytest.mark.parametrize("url", CUT)
+def test_an_error_says_nothing_of_a_password_that_was_cut(url: str) -> None:
+    with pytest.raises(StorageError) as raised:
+        asyncio.run(open_store(url))
+    assert str(raised.value).startswith("postgresql://***: ")
+    assert "sw0rd" not in str(raised.value)
+    assert "pa" not in str(raised.value).replace("password", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h:1/d?sslmode=require", "postgresql://u:***@h:1/d?sslmode=require"),
+        ("postgresql://u@a,b/d", "postgresql://u@a,b/d"),
+        ("postgresql://h/d?user=u&password=p&sslpassword=p", "postgresql://h/d?user=u&password=***&sslpassword=***"),
+        ("postgresql://h/d?pass%77ord=p&PASSWORD=p", "postgresql://h/d?pass%77ord=***&PASSWORD=***"),
+        (
+            "postgresql://h/d?oauth_client_secret=p&scram_client_key=p&sslkey=k",
+            "postgresql://h/d?oauth_client_secret=***&scram_client_key=***&sslkey=k",
+        ),
+        ("postgresql:///d?host=/run&application_name=a@b", "postgresql:///d?host=/run&application_name=a@b"),
+        ("postgresql://u:p@h/d?application_name=a@b", "postgresql://u:***@h/d?application_name=a@b"),
+        *((url, "postgresql://***") for url in CUT),
+    ],
+)
+def test_what_is_shown_has_no_secret(url: str, shown: str) -> None:
+    assert shown_url(url) == shown

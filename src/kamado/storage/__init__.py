@@ -3,9 +3,8 @@
 The one door into this package: nobody outside names an engine.
 """
 
-from urllib.parse import urlsplit, urlunsplit
-
 from kamado.connections import Connections
+from kamado.storage import postgresql_url
 from kamado.storage.sql import NewerSchema, OlderSchema, StorageError, StoreSettings, UnfinishedCopy
 from kamado.store import Store
 
@@ -128,11 +127,6 @@ def _sqlite_path(url: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return a URL without the password that may be in it."""
-    if not _is_postgresql(url):
-        return url  # which has none, and loses a slash if it is taken apart
-    parts = urlsplit(url)
-    userinfo, at, hosts = parts.netloc.rpartition("@")
-    name, colon, _ = userinfo.partition(":")
-    query = "&".join("password=***" if part.startswith("password=") else part for part in parts.query.split("&"))
-    return urlunsplit(parts._replace(netloc=f"{name}{':***' if colon else ''}{at}{hosts}", query=query))
+    """Return a URL without the secrets that may be in it."""
+    # One of SQLite has none.
+    return postgresql_url.shown_url(url) if _is_postgresql(url) else url

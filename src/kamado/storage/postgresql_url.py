@@ -4,11 +4,20 @@ Most of these are the driver's affair. Some are ours, some ask for what is done 
 what an operator has asked for is not silently left out. Any other name is a setting for the server. Knows no driver.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-__all__ = ["PostgresqlUrl", "parse_url"]
+__all__ = ["PostgresqlUrl", "parse_url", "shown_url"]
+
+_HOST_AND_PORT: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
+_FORM: Final = (
+    "a URL is written postgresql://USER:PASSWORD@HOST:PORT/DATABASE, and in a password / is written %2F, @ %40, : %3A, "
+    "? %3F, # %23, [ %5B, % %25"
+)
+_SECRET: Final = re.compile("(password|secret|_key)$", re.IGNORECASE)
+"""How the names of parameters end that nobody is to see."""
 
 _DONE_ANYWAY: Final = {
     "channel_binding": ("disable", "prefer"),
@@ -61,15 +70,57 @@ class PostgresqlUrl:
     application_name: str | None
 
 
+def _split(url: str) -> SplitResult:
+    """Take the large parts of a URL apart.
+
+    Raises:
+        ValueError: That cannot be done; the text has nothing of the URL, in which a password may be anywhere then.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(_FORM) from None
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    for host in hosts if hosts != [""] else []:  # which is a directory of sockets
+        named = _HOST_AND_PORT.fullmatch(host)
+        if named is None or int(named[1] or 0) > 65535:
+            raise ValueError(_FORM)
+    # What may be the rest of a password that ended too early.
+    if not parts.path.strip("/") or "@" in parts.path or parts.fragment:
+        raise ValueError(_FORM)
+    return parts
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without the secrets that may be in it."""
+    scheme = url.partition("://")[0]
+    try:
+        parts = _split(url)
+    except ValueError:
+        return f"{scheme}://***"
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    name, colon, _ = userinfo.partition(":")
+    query = "&".join(map(_shown_parameter, parts.query.split("&")))
+    return f"{scheme}://{name}{':***' if colon else ''}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
+
+
+def _shown_parameter(parameter: str) -> str:
+    name, equals, _ = parameter.partition("=")
+    return f"{name}=***" if equals and _SECRET.search(unquote(name)) else parameter
+
+
 def parse_url(url: str) -> PostgresqlUrl:
     """Take a URL apart.
 
     Raises:
-        ValueError: It asks for something that cannot be had; the text says what.
+        ValueError: It asks for something that cannot be had; the text says what, and has no secret.
     """
-    parts = urlsplit(url)
-    # A plus sign is one, as for libpq.
-    given = dict(parse_qsl(parts.query.replace("+", "%2B"), strict_parsing=True)) if parts.query else {}
+    parts = _split(url)
+    try:
+        # A plus sign is one, as for libpq.
+        given = dict(parse_qsl(parts.query.replace("+", "%2B"), strict_parsing=True)) if parts.query else {}
+    except ValueError:
+        raise ValueError("an option is written NAME=VALUE") from None
     connect_timeout = _seconds(given.pop("connect_timeout", "0"))
     application_name = given.pop("application_name", None)
     for name, value in list(given.items()):
@@ -114,4 +165,6 @@ def _hosts_of(given: dict[str, str]) -> list[dict[str, str]]:
         ports *= len(hosts)
     if len(ports) != len(hosts):
         raise ValueError("there are not as many ports as hosts")
+    if not all(port.isascii() and port.isdigit() for port in ports if port):
+        raise ValueError("a port is a number")
     return [{"host": host} | ({"port": port} if port else {}) for host, port in zip(hosts, ports, strict=True)]
