@@ -40,6 +40,7 @@ class Locks:
 
     async def attempt(self, jobs: list[Job], wait: float | None, asked: Any) -> list[Outcome[object]]:
         """Run use cases in step."""
+        await asyncio.sleep(0)
         wanted = [cast(Wanted, job.work) for job in jobs]
         self.tries.append((set(wanted), wait))
         for step in range(max(map(len, wanted))):
@@ -49,8 +50,9 @@ class Locks:
                 if self.is_patient and wait is not None and wait > 0.05:
                     self.is_waited_for.set()
                     await self.unlocked.wait()
+                    if self.locked:
+                        self.unlocked.clear()
                 raise Failed(asyncpg.LockNotAvailableError("no"))
-        await asyncio.sleep(0)
         return [Outcome(one) for one in wanted]
 
     def unlock(self) -> None:
@@ -137,6 +139,32 @@ def test_what_is_locked_in_one_tenant_is_in_no_other_ones_way(transactions: Make
         locks.unlock()
         await asyncio.gather(*waiting)
         await store.close()
+
+    asyncio.run(test())
+
+
+def test_what_goes_through_does_not_let_out_what_is_locked_in_the_same_tenant(transactions: Make) -> None:
+    """A change of the tenant waits for creations of our own, which have its row and wait for another."""
+    locks = Locks("usage", "tenant t", is_patient=True)
+
+    async def test() -> None:
+        store = transactions(locks, 600.0)
+        creation = asyncio.create_task(outcomes_of(store, ("d1", "usage")))
+        changes = asyncio.create_task(outcomes_of(store, ("tenant t",), tenant_id="t"))
+        async with asyncio.timeout(60):
+            await locks.is_waited_for.wait()
+            locks.locked.remove("tenant t")
+            locks.unlocked.set()
+            await changes
+            other = asyncio.create_task(outcomes_of(store, ("d2", "usage")))
+            while True:
+                tries = [wait for wanted, wait in locks.tries if ("d2", "usage") in wanted]
+                if tries:
+                    break
+                await asyncio.sleep(0)
+        assert tries[0] is not None, "it is in nobody's way"
+        locks.unlock()
+        await asyncio.gather(creation, other)
 
     asyncio.run(test())
 

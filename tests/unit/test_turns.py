@@ -150,18 +150,3 @@ def test_what_has_waited_for_a_lock_for_long_enough_is_told() -> None:
     assert turns.take_late(3.0) == [late]
     assert turns.take_locked() == [other]
     assert turns.take_late(9.0) == []
-
-
-def test_what_waited_for_a_lock_goes_on_once_another_has_got_it() -> None:
-    turns = Turns()
-    turns.keep_apart("t", 0.0)
-    device, tenant, other = job(("t", "a")), job(tenant_id="t"), job(("u", "a"))
-    turns.set_aside([device, tenant, other])
-    turns.release("t")
-    assert take(turns) == [device]
-    turns.end_apart()
-    assert take(turns) == [tenant]
-    assert turns.take_locked() == [other]
-    later = job(("t", "b"))
-    turns.add(later, 0.1)
-    assert turns.take() == ([later], False), "nothing is apart any more"

@@ -200,12 +200,6 @@ class Turns:
             for job in queue.remove(tenant_id):
                 self._apart.add(job.unit, job)
 
-    def release(self, tenant_id: str | None) -> None:
-        """Say that nothing is locked any more: what waits for it in this tenant is tried as if it had just come in."""
-        self._until.pop(tenant_id, None)
-        for job in self._locked.remove_if(lambda job: job.tenant_id == tenant_id):
-            self._apart.add(job.unit, job)
-
     def take_locked(self) -> list[Job]:
         """Take what waits for locks and may share a transaction, the one that has waited longest first."""
         return _sorted(self._locked.take_of_one(MAX_GROUP))
