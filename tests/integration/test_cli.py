@@ -26,7 +26,7 @@ from kamado.amqp.client import (
     RequestReleased,
     TimedOut,
 )
-from kamado.cli import _failure_status
+from kamado.commands.ask import _failure_status
 
 OK, REFUSED, USAGE, NOT_ALLOWED, WRONG_REQUEST = 0, 1, 2, 3, 4
 WRONG_DATA, UNAVAILABLE, LOGIN_REFUSED, CONFIGURATION = 65, 69, 77, 78
