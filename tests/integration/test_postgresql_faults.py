@@ -490,7 +490,41 @@ def test_a_replica_of_another_database_is_not_asked(
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [(record.levelname, record.message) for record in caplog.records]
+    # Not what asyncio says of earlier tests, whenever their rest is collected.
+    return [(record.levelname, record.message) for record in caplog.records if record.name.startswith("kamado")]
+
+
+def test_a_database_is_looked_for_until_it_is_back_whatever_the_driver_raises(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(store: PostgresqlStore) -> None:
+        device_id = await create(store)
+        database = store._database
+        connect, tries = database.connect, 0
+
+        async def fail_at_first(patience: float | None = None) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise RuntimeError("nobody has foreseen this")
+            return await connect(patience)
+
+        monkeypatch.setattr(database, "connect", fail_at_first)
+        database.watch()
+        with pytest.raises(Unavailable):
+            await has(store, device_id)
+        assert database._probe is not None
+        await asyncio.wait_for(database._probe, 20)
+        assert tries == 3
+        assert await has(store, device_id)
+
+    with_store(url, test)
+    assert told(caplog) == [
+        ("WARNING", "database away, everything is refused until it is back"),
+        ("ERROR", "cannot look whether the database is back"),
+        ("ERROR", "cannot look whether the database is back"),
+        ("WARNING", "database back"),
+    ]
 
 
 def test_a_replica_is_left_as_soon_as_the_primary_is_another_database(

@@ -550,6 +550,14 @@ class Database:
 
     async def _is_back(self) -> bool:
         try:
+            return await self._try_again()
+        except Exception:
+            # Nobody would look any more.
+            _log.exception("cannot look whether the database is back", extra={"database": self.name})
+            return False
+
+    async def _try_again(self) -> bool:
+        try:
             # Half the time: what was sent while nothing came through may never arrive, so ask again soon.
             connection = await self.connect(self._settings.acquire_timeout / 2)
         except asyncpg.TooManyConnectionsError:
