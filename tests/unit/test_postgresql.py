@@ -1,7 +1,8 @@
 """Parts of the PostgreSQL dialect that need no server."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,8 +10,8 @@ import asyncpg
 import pytest
 
 from kamado.errors import Unavailable
-from kamado.storage.postgresql_database import Connection, Database, Failed
-from kamado.storage.postgresql_lanes import BEGIN, Transactions
+from kamado.storage.postgresql_database import Connection, Database, Failed, Mark
+from kamado.storage.postgresql_lanes import BEGIN, Transactions, _Commits
 from kamado.storage.postgresql_statements import Executor
 from kamado.storage.sql import StoreSettings
 from kamado.storage.together import LOCK_NAME, Outcome
@@ -21,6 +22,33 @@ def test_a_transaction_that_only_reads_waits_for_no_name() -> None:
     """Logins are read all the time, and must not wait for each other as their changes do."""
     nobody = cast(Connection, None)  # whoever asks it fails
     assert asyncio.run(Executor(nobody, may_lock=False).execute(LOCK_NAME, [("a",), ("b",)])) == [[], []]
+
+
+def test_commits_are_watched_until_they_end_whatever_the_driver_raises() -> None:
+    """Nobody would look any more, and writes be refused for good."""
+    asked = 0
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[SimpleNamespace]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise RuntimeError("nobody has foreseen this")
+        yield SimpleNamespace(fetch=find_nothing)
+
+    async def find_nothing(*_: object) -> list[object]:
+        return []
+
+    async def test() -> None:
+        commits = _Commits(cast(Database, SimpleNamespace(connection=connection, name="somewhere")))
+        commits.abandon(Mark(1, "1", "a"))
+        with pytest.raises(Unavailable):
+            commits.check()
+        assert commits._watching is not None
+        await asyncio.wait_for(commits._watching, 30)
+        commits.check()
+
+    asyncio.run(test())
 
 
 Wanted = tuple[str, ...]

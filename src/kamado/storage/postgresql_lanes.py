@@ -269,6 +269,10 @@ class _Commits:
                 rows = await connection.fetch(_FIND_COMMITS, [number % 2**32 for number in numbers])
         except Unavailable:
             return []
+        except Exception:
+            # Nobody would look any more, and writes be refused for good.
+            _log.exception("cannot look whether commits have ended", extra={"database": self._database.name})
+            return []
         there = {row[0] for row in rows}
         for number in numbers:
             if number % 2**32 not in there:
