@@ -24,6 +24,36 @@ def test_a_transaction_that_only_reads_waits_for_no_name() -> None:
     assert asyncio.run(Executor(nobody, may_lock=False).execute(LOCK_NAME, [("a",), ("b",)])) == [[], []]
 
 
+def test_a_connection_whose_rollback_is_cancelled_leaves_its_place_to_another() -> None:
+    events: list[str] = []
+
+    class Interrupted:
+        def is_closed(self) -> bool:
+            return False
+
+        def is_in_transaction(self) -> bool:
+            return True
+
+        async def execute(self, *_: object, **__: object) -> None:
+            events.append("begun")
+            await asyncio.sleep(60)
+
+        def terminate(self) -> None:
+            events.append("given up")
+
+    async def test() -> None:
+        database = Database("postgresql://db/kamado", StoreSettings(), min_size=1, max_size=1)
+        database._pool = cast(Any, SimpleNamespace())
+        releasing = asyncio.create_task(database._release(cast(Any, Interrupted())))
+        await asyncio.sleep(0)
+        releasing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+
+    asyncio.run(test())
+    assert events == ["begun", "given up"]
+
+
 def test_commits_are_watched_until_they_end_whatever_the_driver_raises() -> None:
     """Nobody would look any more, and writes be refused for good."""
     asked = 0
@@ -71,6 +101,8 @@ class Locks:
         await asyncio.sleep(0)
         wanted = [cast(Wanted, job.work) for job in jobs]
         self.tries.append((set(wanted), wait))
+        if "begin" in self.locked:
+            raise Failed(asyncpg.LockNotAvailableError("no"))
         for step in range(max(map(len, wanted))):
             asked.asking[:] = [index for index, one in enumerate(wanted) if len(one) > step]
             asked.rows = [(wanted[index][step],) for index in asked.asking]
@@ -144,6 +176,18 @@ def test_those_who_want_the_same_row_are_not_looked_for_one_by_one(transactions:
     assert len(locks.tries) < 10
 
 
+def test_what_a_transaction_wants_to_begin_with_is_wanted_by_all_in_it(transactions: Make) -> None:
+    """A copy keeps everybody from writing: nobody is to be looked for."""
+    locks = Locks("begin")
+    devices = [(f"d{number}",) for number in range(100)]
+
+    async def test() -> dict[Wanted, object]:
+        return await outcomes_of(transactions(locks, 0.0), *devices)
+
+    assert not any(asyncio.run(test()).values())
+    assert [wanted for wanted, _ in locks.tries] == [set(devices)]
+
+
 def test_what_is_locked_in_one_tenant_is_in_no_other_ones_way(transactions: Make) -> None:
     """Operating, "Somebody keeps rows locked"."""
     locks = Locks("tenant t", is_patient=True)
@@ -195,6 +239,23 @@ def test_what_goes_through_does_not_let_out_what_is_locked_in_the_same_tenant(tr
         await asyncio.gather(creation, other)
 
     asyncio.run(test())
+
+
+def test_many_that_wait_for_the_same_locked_device_are_told_at_once(transactions: Make) -> None:
+    """Each had its turn when the one before it was refused, and was tried once more."""
+    locks = Locks("d1")
+
+    async def test() -> None:
+        store = transactions(locks, 0.1)
+        assert not any((await outcomes_of(store, *(("d1", str(number)) for number in range(500)))).values())
+        assert store.waiting == 0
+        locks.unlock()
+        assert all((await outcomes_of(store, ("d1", "again"))).values())
+        await store.close()
+
+    asyncio.run(test())
+    wanted_late = {one for wanted, _ in locks.tries for one in wanted}
+    assert len(wanted_late) < 50
 
 
 def test_a_lock_is_waited_for_no_longer_than_three_statements_may_take(transactions: Make) -> None:

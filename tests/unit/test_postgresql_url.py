@@ -9,6 +9,7 @@ from kamado.storage.postgresql_url import PostgresqlUrl, parse_url
 
 CUT = [
     *("postgresql://u:pa/ssw0rd@h/d", "postgresql://u:12/ssw0rd@h/d", "postgresql://u:p@a/ssw0rd@h/d"),
+    "postgresql://u:12/ssw0rd?x@h/d",
     *("postgresql://u:pa?ssw0rd@h/d", "postgresql://u:pa?s=sw0rd@h/d", "postgresql://u:12?ssw0rd@h/d"),
     *("postgresql://u:pa#ssw0rd@h/d", "postgresql://u:[ssw0rd@h/d", "postgresql://u:ssw0rd@[::1/d"),
 ]

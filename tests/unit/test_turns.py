@@ -97,6 +97,18 @@ def test_use_cases_of_one_device_follow_each_other() -> None:
     assert take(turns) == [first]
 
 
+def test_what_waits_for_a_device_may_be_taken_when_it_has_waited_for_long_enough() -> None:
+    turns = Turns()
+    first, late, later = job(("t", "d"), end=3.0), job(("t", "d"), end=3.5), job(("t", "d"), end=4.0)
+    for one in (first, late, later):
+        turns.add(one, 0.0)
+    assert take(turns) == [first]
+    assert turns.take_behind([first, job()], 3.5) == [late]
+    assert turns.finish([first], 3.5)
+    assert take(turns) == [later]
+    assert not turns.finish([later], 3.5)
+
+
 def test_a_tenant_that_is_apart_leaves_the_others_a_lane() -> None:
     turns = Turns()
     locked: Sequence[Job] = [job(("t", "a")), job(tenant_id="t"), job(("t", "b")), job(tenant_id="t")]

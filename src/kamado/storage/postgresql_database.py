@@ -522,6 +522,10 @@ class Database:
             await self._pool.release(connection, timeout=_GRACE)
         except DRIVER_ERRORS:
             _drop(connection)
+        except BaseException:
+            # Cancelled meanwhile: nobody would give it back any more.
+            _drop(connection)
+            raise
 
     def failed(self, error: BaseException) -> Failed:
         """Log a failure of the driver and put it in our words."""

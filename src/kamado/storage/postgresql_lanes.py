@@ -209,8 +209,8 @@ class _Asked:
 
     asking: list[int] = field(default_factory=list)
     """Which of its use cases."""
-    rows: Sequence[Sequence[Value]] = ()
-    """Parameters of the statement."""
+    rows: Sequence[Sequence[Value]] = ((),)
+    """Parameters of the statement; before the first one all ask for the same."""
 
     @property
     def is_one(self) -> bool:
@@ -316,7 +316,8 @@ class Transactions:
         self._database = database
         self._transaction = transaction
         self._settings = settings
-        self._begin = f"{begin}; {_SHARE_COPY_LOCK}" if is_guarded else begin
+        self._begin = begin
+        self._guard = _SHARE_COPY_LOCK if is_guarded else ""
         self._find_mark = f"{FIND_MARK}, ({HAS_COPY})" if is_guarded else f"{FIND_MARK}, false"
         self._writes = writes
         self._turns = Turns()
@@ -407,7 +408,14 @@ class Transactions:
         self._locked_lane.call()
 
     def _refuse(self, jobs: list[Job]) -> None:
-        self._settle([(job, Outcome(error=Unavailable(_LOCKED))) for job in jobs], 3 * self._settings.statement_timeout)
+        if not jobs:
+            return
+        # They would want the same, each for a moment, one after the other.
+        behind = self._turns.take_behind(jobs, time.monotonic())
+        self.waiting -= len(behind)
+        self._leave(jobs)
+        refused = [(job, Outcome[Any](error=Unavailable(_LOCKED))) for job in (*jobs, *behind)]
+        self._answer(refused, 3 * self._settings.statement_timeout)
 
     async def _run_jobs(self, jobs: list[Job], wait: float | None) -> list[Job]:
         """Run use cases and tell their callers what became of them.
@@ -439,6 +447,9 @@ class Transactions:
 
     def _settle(self, outcomes: "list[tuple[Job, Outcome[Any]]]", seconds: float) -> None:
         self._leave([job for job, _ in outcomes])
+        self._answer(outcomes, seconds)
+
+    def _answer(self, outcomes: "list[tuple[Job, Outcome[Any]]]", seconds: float) -> None:
         refused = lost = 0
         for job, outcome in outcomes:
             if outcome.error is not None:
@@ -576,9 +587,9 @@ class Transactions:
         return outcomes
 
     async def _begin_on(self, connection: Connection, wait: float | None) -> None:
-        begin = self._begin if wait is None else f"{self._begin}; SET LOCAL lock_timeout = {wait * 1000:.0f}"
+        patience = "" if wait is None else f"SET LOCAL lock_timeout = {wait * 1000:.0f};"
         try:
-            await connection.execute(begin)
+            await connection.execute(f"{self._begin}; {patience} {self._guard}")
         except asyncpg.FeatureNotSupportedError as error:
             # What a standby says to a transaction that is to write, and not that it is read only.
             raise asyncpg.ReadOnlySQLTransactionError(str(error)) from error

@@ -86,7 +86,8 @@ def _split(url: str) -> SplitResult:
         if named is None or int(named[1] or 0) > 65535:
             raise ValueError(_FORM)
     # What may be the rest of a password that ended too early.
-    if not parts.path.strip("/") or "@" in parts.path or parts.fragment:
+    is_cut = "@" in parts.path or any("@" in one and "=" not in one for one in parts.query.split("&"))
+    if not parts.path.strip("/") or is_cut or parts.fragment:
         raise ValueError(_FORM)
     return parts
 

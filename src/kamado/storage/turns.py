@@ -181,6 +181,16 @@ class Turns:
                     del self._behind[job.device]
         return has_more
 
+    def take_behind(self, jobs: Iterable[Job], now: float) -> list[Job]:
+        """Take what waits for the devices of use cases that are still to finish, and may wait for locks no longer."""
+        late: list[Job] = []
+        for job in jobs:
+            if job.device is not None:
+                behind = self._behind[job.device]
+                while behind and behind[0].end <= now:
+                    late.append(behind.popleft())
+        return late
+
     def end_apart(self) -> None:
         """Say that the transaction of those that were taken as apart has ended."""
         self._has_apart = False
